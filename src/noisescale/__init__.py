@@ -1,0 +1,65 @@
+"""noisescale: what batch size to use, what it costs, and what must change with it.
+
+Importing this package imports neither torch nor scipy; what needs them is loaded when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from noisescale.errors import InvalidInputError, MissingExtraError, NoisescaleError
+from noisescale.records import (
+    Advice,
+    BatchSplit,
+    Measurement,
+    NoiseScale,
+    Outcome,
+    Recipe,
+    Target,
+    Tradeoff,
+)
+from noisescale.workload import Workload
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "NoiseMeter": "noisescale.measure.noise_scale",
+    "measure_noise_scale": "noisescale.measure.noise_scale",
+    "scan_speed": "noisescale.measure.speed",
+    "fit_tradeoff": "noisescale.theory.tradeoff",
+    "split_batch": "noisescale.plan.split",
+    "advise": "noisescale.run.advise",
+    "measure_workload": "noisescale.run.measuring",
+    "read_tradeoff": "noisescale.run.tradeoff_file",
+}
+
+__all__ = [
+    "Advice",
+    "BatchSplit",
+    "InvalidInputError",
+    "Measurement",
+    "MissingExtraError",
+    "NoiseMeter",
+    "NoiseScale",
+    "NoisescaleError",
+    "Outcome",
+    "Recipe",
+    "Target",
+    "Tradeoff",
+    "Workload",
+    "__version__",
+    "advise",
+    "fit_tradeoff",
+    "measure_noise_scale",
+    "measure_workload",
+    "read_tradeoff",
+    "scan_speed",
+    "split_batch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

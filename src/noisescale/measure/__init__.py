@@ -1,0 +1,1 @@
+"""Measurements on torch models; they observe and never change training."""

@@ -1,0 +1,57 @@
+"""Frozen records that cross borders, each field with its unit, JSON both ways."""
+
+from __future__ import annotations
+
+from noisescale.records.advice import (
+    Advice,
+    AdviceRow,
+    CriticalBatch,
+    Limits,
+    RateCheck,
+    RateTrial,
+)
+from noisescale.records.batch import BatchSplit
+from noisescale.records.noise import (
+    Measurement,
+    NoiseScale,
+    Outcome,
+    ParametersSeen,
+    TrajectoryRow,
+)
+from noisescale.records.recipe import Recipe
+from noisescale.records.serial import Record
+from noisescale.records.speed import (
+    MemoryLimit,
+    SpeedCurve,
+    SpeedFailure,
+    SpeedPoint,
+    ThroughputKnee,
+)
+from noisescale.records.target import Target
+from noisescale.records.tradeoff import FitQuality, Interval, Tradeoff
+
+__all__ = [
+    "Advice",
+    "AdviceRow",
+    "BatchSplit",
+    "CriticalBatch",
+    "FitQuality",
+    "Interval",
+    "Limits",
+    "Measurement",
+    "MemoryLimit",
+    "NoiseScale",
+    "Outcome",
+    "ParametersSeen",
+    "RateCheck",
+    "RateTrial",
+    "Recipe",
+    "Record",
+    "SpeedCurve",
+    "SpeedFailure",
+    "SpeedPoint",
+    "Target",
+    "ThroughputKnee",
+    "Tradeoff",
+    "TrajectoryRow",
+]

@@ -1,0 +1,1 @@
+"""Records to terminal tables, figures and one self-contained page."""
