@@ -1,0 +1,55 @@
+"""Checks of the arguments that every measurement of the noise scale takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from noisescale.errors import InvalidInputError, nearest
+
+SOURCES = ("auto", "examples", "microbatches")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a word that is not among the known ones.
+
+    >>> check_choice("source", "exmples", SOURCES)
+    Traceback (most recent call last):
+    ...
+    noisescale.errors.InvalidInputError: source 'exmples': one of auto, examples, microbatches \
+is required; did you mean examples?
+    """
+    if value not in known:
+        raise InvalidInputError(
+            f"{name} {value!r}",
+            f"one of {', '.join(known)} is required",
+            nearest(str(value), known),
+        )
+
+
+def check_count(name: str, value: object, suggestion: int) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInputError(
+            f"{name} {value!r}",
+            "a whole number of at least 1 is required",
+            f"give {name}={suggestion}",
+        )
+
+
+def check_level(level: object) -> None:
+    """Refuse what is not a confidence level."""
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise InvalidInputError(
+            f"level {level!r}", "a number between 0 and 1 is required", "give level=0.95"
+        )
+
+
+def check_loss_scale(loss_scale: object) -> None:
+    """Refuse what is neither a positive number nor a callable."""
+    number = isinstance(loss_scale, int | float) and loss_scale > 0
+    if not callable(loss_scale) and not number:
+        raise InvalidInputError(
+            f"loss_scale {loss_scale!r}",
+            "a positive number or a callable is required",
+            "pass scaler.get_scale",
+        )

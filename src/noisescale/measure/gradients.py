@@ -1,0 +1,383 @@
+"""What every source of squared gradient norms shares: one interface, one bookkeeping.
+
+A source watches the user's own forward and backward passes and says, per optimizer step,
+what :func:`noisescale.theory.noise_scale.unbiased_moments` needs. It reads gradients at
+backward time, before any clipping, moves nothing to the host and keeps no gradient.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from noisescale.errors import InvalidInputError, nearest
+from noisescale.records import ParametersSeen
+
+LossReduction = Literal["mean", "sum"]
+Grouping = Mapping[str, str] | Callable[[str], str] | None
+BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
+
+# One dot product over more elements than this loses more than 1e-6 in float32. (measured)
+_DOT_LENGTH = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepNorms:
+    """Squared norms of one optimizer step, per parameter, still on the device.
+
+    ``weighted_factor * weighted`` and ``mean_factor * mean`` are the ``weighted_sq`` and
+    ``mean_sq`` of :func:`~noisescale.theory.noise_scale.unbiased_moments`; a sum over
+    parameters is a group. The factors stay apart so that large ones meet float64 only.
+
+    Attributes:
+        units: examples or micro-batches that were told apart (may be fractional when the
+            examples of a step weigh differently).
+        effective: examples of an equally weighted batch whose gradient is as noisy.
+        examples: examples in the step.
+        largest_unit: examples in its largest unit.
+        weighted: shape (parameters,), 0 where not seen.
+        mean: shape (parameters,), squared norm of the accumulated gradient.
+        weighted_factor: scale of ``weighted``.
+        mean_factor: scale of ``mean``.
+    """
+
+    units: float
+    effective: float
+    examples: int
+    largest_unit: int
+    weighted: Tensor
+    mean: Tensor
+    weighted_factor: float
+    mean_factor: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A step that a source could not measure: what, why and what to use instead."""
+
+    detail: str
+
+
+class Forward:
+    """One forward pass of the watched model, and which layers answered for it."""
+
+    __slots__ = ("fired", "size", "window")
+
+    def __init__(self, size: int, window: int) -> None:
+        self.size = size
+        self.window = window
+        self.fired: set[int] = set()
+
+
+@dataclass
+class Slot:
+    """One trainable parameter.
+
+    Attributes:
+        name: its name in ``model.named_parameters()``.
+        tensor: the parameter.
+        owner: the module that holds it.
+        key: its name in the owner.
+        group: the group it is reported under.
+        shared: whether more than one module holds it (tied weights).
+        missing: why it is not seen; None while it is.
+    """
+
+    name: str
+    tensor: nn.Parameter
+    owner: nn.Module
+    key: str
+    group: str
+    shared: bool
+    missing: str | None = None
+
+
+class Inventory:
+    """The trainable parameters of a model, who owns them, and which of them are seen."""
+
+    def __init__(self, model: nn.Module, groups: Grouping = None) -> None:
+        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append((module, key))
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise InvalidInputError(
+                f"model {type(model).__name__}",
+                "at least one trainable parameter is required",
+                "pass the model that is trained, or unfreeze some of it",
+            )
+        group_of = _group_function([name for name, _ in named], groups)
+        self.slots = [
+            Slot(
+                name=name,
+                tensor=parameter,
+                owner=owners[id(parameter)][0][0],
+                key=owners[id(parameter)][0][1],
+                group=group_of(name),
+                shared=len(owners[id(parameter)]) > 1,
+            )
+            for name, parameter in named
+        ]
+
+    @property
+    def seen(self) -> list[int]:
+        """Indices of the parameters that are measured."""
+        return [i for i, slot in enumerate(self.slots) if slot.missing is None]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Names of the parameters left out, with the reason of each."""
+        return {s.name: s.missing for s in self.slots if s.missing is not None}
+
+    def drop(self, index: int, reason: str) -> None:
+        """Leave a parameter out from now on; the first reason stays."""
+        if self.slots[index].missing is None:
+            self.slots[index].missing = reason
+
+    def parameters_seen(self, group: str | None = None) -> ParametersSeen:
+        """Count what is seen, of the whole model or of one group."""
+        slots = [s for s in self.slots if group is None or s.group == group]
+        return ParametersSeen(
+            seen=sum(s.tensor.numel() for s in slots if s.missing is None),
+            total=sum(s.tensor.numel() for s in slots),
+            missing=tuple(s.name for s in slots if s.missing is not None),
+        )
+
+    def pack(self, values: Mapping[int, Tensor]) -> Tensor:
+        """Stack 0-d tensors to shape (parameters,), zero where not seen or no gradient came."""
+        zero: Tensor | None = None
+        first = next(iter(values.values()))
+        row: list[Tensor] = []
+        for index, slot in enumerate(self.slots):
+            value = values.get(index) if slot.missing is None else None
+            if value is None:
+                zero = first.new_zeros(()) if zero is None else zero
+                value = zero
+            elif value.device != first.device or value.dtype != first.dtype:
+                value = value.to(first.device, first.dtype)
+            row.append(value)
+        return torch.stack(row)
+
+
+def _group_function(names: list[str], groups: Grouping) -> Callable[[str], str]:
+    if groups is None:
+        return lambda name: name.rpartition(".")[0] or "(model)"
+    if callable(groups):
+        return groups
+    for name in groups:
+        if name not in names:
+            raise InvalidInputError(
+                f"groups: parameter {name!r}",
+                "a name from model.named_parameters() that is trainable is required",
+                nearest(name, names),
+            )
+    return lambda name: groups.get(name, "other")
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Return sum g^2 as a 0-d tensor, summed in float32 at least.
+
+    Args:
+        gradient: any shape, any floating dtype; sparse gradients are coalesced.
+    """
+    g = gradient.detach()
+    if g.is_sparse:
+        g = g.coalesce().values()
+    if g.dtype in (torch.float16, torch.bfloat16):
+        norm: Tensor = torch.linalg.vector_norm(g, dtype=torch.float32)
+        return norm.square()
+    if g.is_cuda or not g.is_contiguous():
+        norm = torch.linalg.vector_norm(g)
+        return norm.square()
+    flat = g.view(-1)
+    if flat.numel() <= _DOT_LENGTH:
+        return torch.dot(flat, flat)
+    parts = torch.split(flat, _DOT_LENGTH)
+    return torch.stack([torch.dot(part, part) for part in parts]).sum()
+
+
+def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``hook`` with the gradient that one backward pass brings to ``tensor``."""
+    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def after_accumulation(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``hook`` with the parameter once its ``grad`` holds this backward pass too."""
+    register = parameter.register_post_accumulate_grad_hook
+    handle: RemovableHandle = register(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def leading_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Return the first dimension of the first tensor among a call's arguments; 0 if none."""
+    for value in (*args, *kwargs.values()):
+        found = _first_tensor(value)
+        if found is not None:
+            return int(found.shape[0])
+    return 0
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    for tensor in tensors_in(value):
+        if tensor.dim() > 0:
+            return tensor
+    return None
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors of nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in tensors_in(item)]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in tensors_in(item)]
+    return []
+
+
+class GradientSource(abc.ABC):
+    """Squared gradient norms out of the user's own backward passes.
+
+    ``open()`` starts to watch for one optimizer step, ``close()`` ends it; between the two
+    any number of forward and backward passes may run. While closed no hook is installed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        *,
+        loss_reduction: LossReduction = "mean",
+        batch_size_of: BatchSizeOf | None = None,
+        any_mode: bool = False,
+    ) -> None:
+        self.model = model
+        self.inventory = inventory
+        self.abandoned = 0
+        self._loss_reduction = loss_reduction
+        self._batch_size_of = batch_size_of or leading_size
+        self._any_mode = any_mode
+        self._handles: list[RemovableHandle] = []
+        self._watching = False
+        self._window = 0
+        self._forward: Forward | None = None
+        self._eval_forward = False
+        self._forwards = 0
+        self._mean: dict[int, Tensor] = {}
+
+    def open(self) -> None:
+        """Watch the coming passes as one step."""
+        if not self._handles:
+            self._install()
+        self._watching = True
+        self._reset()
+
+    def close(self, gradients: Mapping[int, Tensor] | None = None) -> StepNorms | Refused | None:
+        """End the step: its norms, why there are none, or None when no gradient was seen.
+
+        Args:
+            gradients: the step's accumulated gradient per parameter index, for passes by
+                ``torch.autograd.grad``; default: what the backward passes accumulated.
+        """
+        if gradients is not None:
+            self._mean.clear()
+            self._mean.update({i: squared_norm(g) for i, g in gradients.items()})
+        result = self._close() if self._mean else None
+        self._reset()
+        return result
+
+    def pause(self) -> None:
+        """Remove every hook; ``open()`` installs them again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watching = False
+        self._reset()
+
+    detach = pause
+
+    @abc.abstractmethod
+    def _close(self) -> StepNorms | Refused: ...
+
+    @abc.abstractmethod
+    def _clear(self) -> None: ...
+
+    def _install(self) -> None:
+        self._handles += [
+            self.model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            self.model.register_forward_hook(self._leave, with_kwargs=True),
+        ]
+        for index in self.inventory.seen:
+            parameter = self.inventory.slots[index].tensor
+            self._handles.append(after_accumulation(parameter, self._accumulated(index)))
+
+    def _accumulated(self, index: int) -> Callable[[Tensor], None]:
+        mean = self._mean
+
+        def hook(parameter: Tensor) -> None:
+            # Backward passes before the last are overwritten: which is last is not known yet.
+            if parameter.grad is not None:
+                mean[index] = squared_norm(parameter.grad)
+
+        return hook
+
+    def _reset(self) -> None:
+        self._window += 1
+        self._forward = None
+        self._eval_forward = False
+        self._forwards = 0
+        self._mean.clear()
+        self._clear()
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._forward = None
+        if not torch.is_grad_enabled() or not self._watching:
+            return
+        if not (model.training or self._any_mode):
+            self._eval_forward = True
+            return
+        self._discard_abandoned()
+        self._forwards += 1
+        self._forward = Forward(int(self._batch_size_of(args, kwargs)), self._window)
+
+    def _leave(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        del model
+        if self._forward is not None:
+            # Calls of submodules outside the model's own forward belong to no batch.
+            forward, self._forward = self._forward, None
+            self._finish_forward(forward, args, kwargs, output)
+
+    def _finish_forward(
+        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        del forward, args, kwargs, output
+
+    def _discard_abandoned(self) -> None:
+        # Gradients were set to None with no optimizer step: the step was skipped (GradScaler).
+        if self._mean and all(self.inventory.slots[i].tensor.grad is None for i in self._mean):
+            self.abandoned += 1
+            self._reset()
+
+    def _no_forward(self) -> Refused:
+        if self._eval_forward:
+            return Refused(
+                "the model was in eval mode, and forward passes in eval mode are not measured; "
+                "call model.train(), or use measure_noise_scale for a fixed mode"
+            )
+        return Refused(
+            "gradients arrived without a call of the model itself; call model(...) rather than "
+            "one of its methods, or attach the meter to the module that is called"
+        )

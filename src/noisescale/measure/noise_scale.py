@@ -1,0 +1,411 @@
+"""NoiseMeter: the gradient noise scale of a training, measured while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from noisescale.errors import InvalidInputError
+from noisescale.measure.arguments import (
+    SOURCES,
+    check_choice,
+    check_count,
+    check_level,
+    check_loss_scale,
+)
+from noisescale.measure.examples import ExamplesSource
+from noisescale.measure.frozen import measure_noise_scale
+from noisescale.measure.gradients import (
+    BatchSizeOf,
+    GradientSource,
+    Grouping,
+    Inventory,
+    LossReduction,
+    Refused,
+    StepNorms,
+)
+from noisescale.measure.microbatches import MicrobatchSource, split_gradients
+from noisescale.measure.step_log import History, StepLog
+from noisescale.measure.untouched import untouched
+from noisescale.measure.verdict import Circumstances, SplitCost, moving_record
+from noisescale.records import NoiseScale
+
+__all__ = ["NoiseMeter", "measure_noise_scale"]
+
+SourceName = Literal["auto", "examples", "microbatches"]
+_BY_NAME: dict[str, type[GradientSource]] = {
+    "examples": ExamplesSource,
+    "microbatches": MicrobatchSource,
+}
+
+
+class NoiseMeter:
+    """Measure the gradient noise scale in a plain training loop, without changing it.
+
+    Per measured step, unbiased |G|^2 and tr(Sigma) (per example) are formed from squared
+    gradient norms; :meth:`estimate` averages the two separately over the steps and gives
+    their ratio with an interval. Gradients are read at backward time, before clipping. With an
+    optimizer every ``optimizer.step()`` ends a step; otherwise call :meth:`close_step`.
+    Gradients must be zeroed between steps.
+
+    |G|^2 and tr(Sigma) are those of the gradient that the optimizer gets, taken as the mean
+    over the step's examples; with ``loss_reduction="sum"`` it is divided by their number.
+
+    Args:
+        model: the model, called as ``model(...)`` in train mode; the first tensor among the
+            arguments starts with the batch dimension.
+        optimizer: whose steps end the measured steps; None to call :meth:`close_step`.
+        source: ``examples`` (per-example norms, any loop), ``microbatches`` (for loops that
+            accumulate gradients, or with :meth:`split_pass`), or ``auto``: examples if every
+            trainable parameter can be measured so, else micro-batches.
+        every: measure each ``every``-th step, the first included; the others cost nothing.
+        groups: parameter name -> group, as a mapping (the rest is ``other``) or a function;
+            default: the module that holds the parameter.
+        loss_scale: factor on the loss (``GradScaler.get_scale``), a number or a callable that
+            is asked when a step ends.
+        loss_reduction: ``mean`` when every backward pass is of a mean loss (divided by a
+            constant or not), ``sum`` when it grows with the number of examples.
+        unit: what one row of a batch is: ``examples`` or ``sequences``.
+        population_size: number of training examples, to measure the gradient of the training
+            loss itself; None for the distribution they were drawn from.
+        level: confidence level of the intervals.
+        batch_size_of: ``batch_size_of(args, kwargs)`` returns the number of examples of one
+            call of the model; default: the first tensor's first dimension.
+
+    Raises:
+        InvalidInputError: an argument cannot be used.
+
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> meter = NoiseMeter(model, optimizer)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(8, 2)).square().mean().backward()
+    ...     optimizer.step()
+    >>> meter.steps, meter.estimate().source
+    (3, 'examples')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        source: SourceName = "auto",
+        every: int = 1,
+        groups: Grouping = None,
+        loss_scale: float | Callable[[], float] = 1.0,
+        loss_reduction: LossReduction = "mean",
+        unit: str = "examples",
+        population_size: int | None = None,
+        level: float = 0.95,
+        batch_size_of: BatchSizeOf | None = None,
+    ) -> None:
+        check_choice("source", source, SOURCES)
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        check_count("every", every, 1)
+        check_level(level)
+        check_loss_scale(loss_scale)
+        self.model = model
+        self.level = level
+        self.unit = unit
+        self._auto = source == "auto"
+        self._every = every
+        self._groups = groups
+        self._loss_scale = loss_scale
+        self._loss_reduction: LossReduction = loss_reduction
+        self._batch_size_of = batch_size_of
+        self._population_size = population_size
+        self._norm_layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        self._optimizer_steps = 0
+        self._refused = 0
+        self._refusal = ""
+        self._split_cost = SplitCost()
+        self._split_only = False
+        self._split_done = False
+        self._normalised = False
+        self._use(_first_choice(model, groups) if source == "auto" else source)
+        self._log = StepLog(self._source.inventory)
+        self._step_hook = (
+            None if optimizer is None else optimizer.register_step_pre_hook(self._on_step)
+        )
+        self._has_optimizer = optimizer is not None
+        self._arm()
+
+    # State
+
+    @property
+    def source(self) -> str:
+        """The source in use: ``examples`` or ``microbatches``."""
+        return self._source.name
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that were measured and finite."""
+        return len(self._log)
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming optimizer step is to be measured."""
+        return self._optimizer_steps % self._every == 0
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Parameters that are not measured, each with the reason."""
+        return self._source.inventory.missing
+
+    @property
+    def history(self) -> History:
+        """The moments of every measured, finite step."""
+        return self._log.history(population_size=self._population_size)
+
+    def _use(self, name: str) -> None:
+        self._source = _BY_NAME[name](
+            self.model,
+            Inventory(self.model, self._groups),
+            loss_reduction=self._loss_reduction,
+            batch_size_of=self._batch_size_of,
+        )
+
+    def _switch(self, name: str) -> None:
+        """Change the source; what the other one measured does not mix with it."""
+        self._source.detach()
+        self._use(name)
+        self._log = StepLog(self._source.inventory)
+
+    def _arm(self) -> None:
+        if self.due and not self._split_only:
+            self._source.open()
+        else:
+            self._source.pause()
+
+    # Steps
+
+    def _on_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        del optimizer
+        if callable(kwargs.get("closure", args[0] if args else None)):
+            self._refuse(
+                "optimizer.step(closure) runs its backward passes inside the step, where the "
+                "weights move; measure with measure_noise_scale at fixed weights"
+            )
+            self._source.open()
+            return
+        self._end_step()
+
+    def close_step(self) -> None:
+        """End a step by hand, after its last backward pass and before the weights change.
+
+        Raises:
+            InvalidInputError: the meter has an optimizer, whose steps end it already.
+        """
+        if self._has_optimizer:
+            raise InvalidInputError(
+                "close_step()",
+                "a meter without optimizer is required",
+                "leave it out: optimizer.step() closes the step",
+            )
+        self._end_step()
+
+    def _end_step(self) -> None:
+        if self.due and not self._split_only:
+            self._take(self._source.close())
+        self._optimizer_steps += 1
+        self._split_done = False
+        self._arm()
+
+    def _take(self, result: StepNorms | Refused | None) -> None:
+        if self._auto and self.source == "examples" and self._unfit(result):
+            self._switch("microbatches")
+            return
+        if isinstance(result, Refused):
+            self._refuse(result.detail)
+        elif result is not None:
+            self._record(result, self._scale())
+
+    def _unfit(self, result: StepNorms | Refused | None) -> bool:
+        return bool(self.missing) or (isinstance(result, Refused) and bool(self._norm_layers))
+
+    def _scale(self) -> float:
+        return float(self._loss_scale() if callable(self._loss_scale) else self._loss_scale)
+
+    def _record(self, norms: StepNorms, scale: float) -> None:
+        population = self._population_size
+        if norms.units < 2:
+            self._refuse("a batch of one example has no spread; use at least 2 per step")
+            return
+        if population is not None and norms.examples > population:
+            self._refuse(f"a step of {norms.examples} from a population of {population}")
+            return
+        self._normalised |= any(m.training or m.running_mean is None for m in self._norm_layers)
+        self._log.add(self._optimizer_steps, norms, scale)
+
+    def _refuse(self, detail: str) -> None:
+        self._refused += 1
+        self._refusal = detail
+
+    def split_pass(
+        self,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batch: Any,
+        *,
+        micro_batch_size: int,
+    ) -> bool:
+        """Measure this step by an extra pass over micro-batches of its batch.
+
+        For loops that do not accumulate: call it once per step, before ``optimizer.step()``
+        (or before :meth:`close_step`). It costs about one more forward and backward pass over
+        the batch on each measured step and nothing on the others; the record says how much.
+        ``p.grad``, random states, buffers and modes are left as they were. From the first call
+        on, steps are measured by it alone.
+
+        Args:
+            loss: ``loss(model, micro_batch)`` returns a scalar, not scaled.
+            batch: tensors, or nested tuples and mappings of tensors, batch first.
+            micro_batch_size: examples per micro-batch, less than the batch.
+
+        Returns:
+            Whether the step was due and was measured.
+
+        Raises:
+            InvalidInputError: the meter's source is ``examples``, or the loss is not a scalar.
+        """
+        if not self._auto and self.source == "examples":
+            raise InvalidInputError(
+                "split_pass() with source='examples'",
+                "source 'microbatches' is required",
+                "make the meter with source='microbatches'",
+            )
+        if self.source == "examples":
+            self._switch("microbatches")
+        self._split_only = True
+        self._source.pause()
+        if not self.due or self._split_done:
+            return False
+        self._split_done = True
+        started = time.perf_counter()
+        with untouched(self.model), torch.enable_grad():
+            found = split_gradients(
+                loss,
+                self.model,
+                self._source.inventory,
+                batch,
+                micro_batch_size,
+                loss_reduction=self._loss_reduction,
+            )
+        cost = SplitCost(len(found.sizes), sum(found.sizes), time.perf_counter() - started)
+        self._split_cost = self._split_cost.plus(cost)
+        if len(found.sizes) < 2:
+            self._refuse(
+                f"micro_batch_size {micro_batch_size} does not split a batch of {found.sizes[0]}; "
+                "give at most half of it"
+            )
+            return False
+        self._record(found.step_norms(self._source.inventory), 1.0)
+        return True
+
+    # Results
+
+    def estimate(self, *, first: int | None = None, last: int | None = None) -> NoiseScale:
+        """Estimate the noise scale of the whole model; cheap enough for any time.
+
+        Args:
+            first: first measured step to use, as in ``steps[first:last]``.
+            last: end of the window.
+        """
+        return self._record_of(None, first, last)
+
+    def estimate_groups(
+        self, *, first: int | None = None, last: int | None = None
+    ) -> dict[str, NoiseScale]:
+        """Estimate each parameter group's own noise scale; groups never seen are left out."""
+        slots = self._source.inventory.slots
+        seen = dict.fromkeys(slot.group for slot in slots if slot.missing is None)
+        return {group: self._record_of(group, first, last) for group in seen}
+
+    def _record_of(self, group: str | None, first: int | None, last: int | None) -> NoiseScale:
+        circumstances = Circumstances(
+            source=self.source,
+            unit=self.unit,
+            population_size=self._population_size,
+            level=self.level,
+            refused=self._refused,
+            refusal=self._refusal,
+            abandoned=self._source.abandoned,
+            normalised=self._normalised and self.source == "microbatches",
+            split_cost=self._split_cost,
+        )
+        history = self._log.history(
+            group, first=first, last=last, population_size=self._population_size
+        )
+        return moving_record(self._log, history, self._source.inventory, circumstances, group)
+
+    # Resuming and leaving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the meter's memory, as plain values and a tensor; take it between steps."""
+        return {
+            "version": 1,
+            "source": self.source,
+            "every": self._every,
+            "optimizer_steps": self._optimizer_steps,
+            "refused": self._refused,
+            "refusal": self._refusal,
+            "abandoned": self._source.abandoned,
+            "normalised": self._normalised,
+            "split_only": self._split_only,
+            "split_cost": list(self._split_cost),
+            "log": self._log.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where :meth:`state_dict` was taken.
+
+        Raises:
+            InvalidInputError: the state was taken with another source, cadence or grouping.
+        """
+        source = state["source"]
+        mine = {"source": source if self._auto else self.source, "every": self._every}
+        for name, value in mine.items():
+            if state[name] != value:
+                raise InvalidInputError(
+                    f"state with {name}={state[name]!r}",
+                    f"this meter has {name}={value!r}",
+                    f"make the meter with {name}={state[name]!r}",
+                )
+        self._switch(source)
+        self._log.load_state_dict(state["log"])
+        self._optimizer_steps = int(state["optimizer_steps"])
+        self._refused, self._refusal = int(state["refused"]), str(state["refusal"])
+        self._source.abandoned = int(state["abandoned"])
+        self._normalised = bool(state["normalised"])
+        self._split_only = bool(state["split_only"])
+        self._split_cost = SplitCost(*state["split_cost"])
+        self._split_done = False
+        self._arm()
+
+    def detach(self) -> None:
+        """Remove every hook from the model and the optimizer; estimates stay readable."""
+        self._source.detach()
+        if self._step_hook is not None:
+            self._step_hook.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def _first_choice(model: nn.Module, groups: Grouping) -> str:
+    """Examples if every trainable parameter can be seen so, as far as the modules tell."""
+    inventory = Inventory(model, groups)
+    ExamplesSource(model, inventory)
+    mixing = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+    return "microbatches" if inventory.missing or mixing else "examples"
