@@ -1,1 +1,1 @@
-"""Formulas: numpy only (scipy inside the functions that fit); one formula, one function, one source."""
+"""Formulas, numpy only: one formula, one function, one source."""
