@@ -1,0 +1,183 @@
+"""The function behind ``noisescale tradeoff``: a CSV of batch sizes and steps to a fit."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from noisescale.errors import InvalidInputError, nearest
+from noisescale.records import Tradeoff
+from noisescale.theory.tradeoff import fit_tradeoff
+
+_REQUIRED = ("batch_size", "steps")
+_WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+def read_tradeoff(
+    path: str | PathLike[str],
+    level: float = 0.95,
+    *,
+    target: str | None = None,
+    unit: str = "examples",
+) -> Tradeoff:
+    """Fit the steps law to a CSV file of tuned runs.
+
+    Columns ``batch_size`` and ``steps``; optionally ``censored`` (true/false/1/0: the target
+    was not reached within ``steps``), ``target`` (the goal's name) and others such as ``seed``,
+    which are not read. A byte-order mark, spaces and blank lines do no harm.
+
+    Args:
+        path: the file, comma-separated, UTF-8.
+        level: confidence level of each interval, between 0 and 1.
+        target: which goal's rows to fit; needed where the file holds several.
+        unit: what batch sizes count.
+
+    Returns:
+        The fit of :func:`noisescale.fit_tradeoff`.
+
+    Raises:
+        InvalidInputError: the file cannot be read, holds fewer than two rows, lacks a column,
+            holds a value that cannot be used (row and column are named), holds several
+            targets without a choice, or all batch sizes are equal.
+    """
+    runs = [_run(row) for row in _rows(Path(path))]
+    runs, chosen = _of_target(runs, target, str(path))
+    if len(runs) < 2:
+        raise InvalidInputError(
+            f"{path}: {len(runs)} row{'s' * (len(runs) != 1)}",
+            "runs at two or more batch sizes are required",
+            "add runs at other batch sizes",
+        )
+    return fit_tradeoff(
+        batch_size=[run.batch_size for run in runs],
+        steps=[run.steps for run in runs],
+        censored=[run.censored for run in runs],
+        level=level,
+        target=chosen,
+        unit=unit,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One line of the file: its cells by column name, and where it stands."""
+
+    place: str
+    cells: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    batch_size: float
+    steps: float
+    censored: bool
+    target: str | None
+
+
+def _rows(path: Path) -> list[_Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            lines = [
+                (reader.line_num, [cell.strip() for cell in line])
+                for line in reader
+                if any(cell.strip() for cell in line)
+            ]
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path}", f"cannot be read ({error.strerror})", "give a CSV file"
+        ) from None
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise InvalidInputError(
+            f"{path!s}", f"is no CSV text ({reason})", "save it as comma-separated UTF-8"
+        ) from None
+    if not lines:
+        raise InvalidInputError(
+            f"{path}", "is empty", "give a CSV file with columns batch_size and steps"
+        )
+    names = _header(lines[0][1], path)
+    return [_row(number, cells, names, path) for number, cells in lines[1:]]
+
+
+def _header(cells: Sequence[str], path: Path) -> list[str]:
+    names = [cell.lower() for cell in cells]
+    for required in _REQUIRED:
+        if names.count(required) != 1:
+            problem = "missing" if required not in names else "given twice"
+            raise InvalidInputError(
+                f"{path}: column {required}",
+                f"{problem} (the first line reads {', '.join(cells)})",
+                "name the comma-separated columns batch_size, steps",
+            )
+    return names
+
+
+def _row(number: int, cells: Sequence[str], names: Sequence[str], path: Path) -> _Row:
+    if len(cells) != len(names):
+        raise InvalidInputError(
+            f"{path}: row {number}",
+            f"{len(names)} cells are required, {len(cells)} are there",
+            "fill or remove the row",
+        )
+    return _Row(place=f"{path}: row {number}", cells=dict(zip(names, cells, strict=True)))
+
+
+def _run(row: _Row) -> _Run:
+    return _Run(
+        batch_size=_number(row, "batch_size"),
+        steps=_number(row, "steps"),
+        censored=_truth(row, "censored"),
+        target=row.cells.get("target") or None,
+    )
+
+
+def _number(row: _Row, column: str) -> float:
+    text = row.cells[column]
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidInputError(
+            f"{row.place}, column {column}: {text!r}",
+            "a positive number is required",
+            "correct or remove the row",
+        )
+    return value
+
+
+def _truth(row: _Row, column: str) -> bool:
+    text = row.cells.get(column, "")
+    if text.lower() not in _WORDS:
+        raise InvalidInputError(
+            f"{row.place}, column {column}: {text!r}",
+            "true, false, 1 or 0 is required",
+            "correct or remove the row",
+        )
+    return _WORDS[text.lower()]
+
+
+def _of_target(
+    runs: Sequence[_Run], target: str | None, path: str
+) -> tuple[list[_Run], str | None]:
+    """Keep the rows of one target; rows without a name form a target of their own."""
+    names = sorted({run.target or "(none)" for run in runs})
+    if target is None:
+        if len(names) > 1:
+            raise InvalidInputError(
+                f"{path}: targets {', '.join(names)}",
+                "rows of one target are required",
+                f"select one, for example target={names[-1]!r}",
+            )
+        return list(runs), runs[0].target if runs else None
+    kept = [run for run in runs if run.target == target]
+    if not kept:
+        raise InvalidInputError(
+            f"{path}: target {target!r}", "no row has it", nearest(target, names or ["(none)"])
+        )
+    return kept, target
