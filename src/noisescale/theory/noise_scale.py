@@ -6,7 +6,6 @@ here is clamped: an unbiased estimate of |G|^2 may be negative.
 
 from __future__ import annotations
 
-
 import numpy as np
 import numpy.typing as npt
 
