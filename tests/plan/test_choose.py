@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
@@ -325,6 +325,7 @@ bands = st.tuples(
 device_sets = st.lists(st.integers(1, 8), min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(
     speed=scans,
     band=bands,

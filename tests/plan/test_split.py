@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
@@ -24,6 +24,7 @@ def parts(split: BatchSplit) -> tuple[int, int, int, int]:
     )
 
 
+@settings(deadline=None)
 @given(micro=sizes, passes=sizes, devices=sizes, missing=st.integers(0, 3))
 def test_any_missing_one_is_inferred(micro: int, passes: int, devices: int, missing: int) -> None:
     names = ("global_batch_size", "micro_batch_size", "accumulation", "replicas")
@@ -33,6 +34,7 @@ def test_any_missing_one_is_inferred(micro: int, passes: int, devices: int, miss
     assert parts(split_batch(**dict(zip(names, values, strict=True)))) == values
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 5000), devices=st.integers(1, 12), limit=st.integers(1, 300))
 def test_free_micro_is_the_largest_divisor_that_fits(total: int, devices: int, limit: int) -> None:
     try:
@@ -45,6 +47,7 @@ def test_free_micro_is_the_largest_divisor_that_fits(total: int, devices: int, l
     assert parts(split) == (total, max(divisors), share // max(divisors), devices)
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 5000), devices=st.integers(2, 12), limit=st.integers(1, 300))
 def test_the_named_splits_are_valid_and_nearest(total: int, devices: int, limit: int) -> None:
     if total % devices == 0:

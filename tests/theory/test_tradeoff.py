@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
+from scipy.special import log_ndtr
 from scipy.stats import f as f_law
-from scipy.stats import norm
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Interval, Outcome, Tradeoff
@@ -42,6 +42,7 @@ def three(fit: Tradeoff) -> tuple[Interval, Interval, Interval]:
 
 
 class TestClosedForms:
+    @settings(deadline=None)
     @given(batch=positive, critical=positive)
     def test_the_hyperbola(self, batch: float, critical: float) -> None:
         # (S/Smin - 1)(E/Emin - 1) = 1, McCandlish et al. 2018, eq. 2.11.
@@ -54,6 +55,7 @@ class TestClosedForms:
         assert float(steps_ratio(batch_size=37, critical_batch=37)) == 2
         assert float(examples_ratio(batch_size=37, critical_batch=37)) == 2
 
+    @settings(deadline=None)
     @given(ratio=st.floats(1.01, 100), critical=positive)
     def test_inverses(self, ratio: float, critical: float) -> None:
         batch = float(batch_size_for_steps(ratio=ratio, critical_batch=critical))
@@ -61,6 +63,7 @@ class TestClosedForms:
         batch = float(batch_size_for_examples(ratio=ratio, critical_batch=critical))
         assert examples_ratio(batch_size=batch, critical_batch=critical) == pytest.approx(ratio)
 
+    @settings(deadline=None)
     @given(base=positive, overhead=st.floats(1, 10), critical=positive)
     def test_overhead_is_the_ratio_of_examples(
         self, base: float, overhead: float, critical: float
@@ -101,12 +104,12 @@ class TestClosedForms:
 
 
 class TestExactData:
+    @settings(max_examples=25, deadline=None)
     @given(
         steps_min=st.floats(10, 1e5),
         critical=st.floats(8, 512),
         seed=st.integers(0, 100),
     )
-    @settings(max_examples=25, deadline=None)
     def test_the_law_is_recovered(self, steps_min: float, critical: float, seed: int) -> None:
         sizes = np.random.default_rng(seed).permutation([1.0, 4, 16, 64, 256, 1024, 4096])
         fit = fit_tradeoff(batch_size=sizes, steps=law(sizes, steps_min, critical))
@@ -132,19 +135,18 @@ def slow_cost(
 ) -> float:
     """-2 log likelihood, straight from its definition."""
     z = (logs - a - np.log1p(np.exp(b) / sizes)) / np.exp(log_sigma)
-    density = norm.logpdf(z[~late]) - log_sigma
-    return float(-2 * (density.sum() + norm.logsf(z[late]).sum()))
+    density = -(z[~late] ** 2) / 2 - log_sigma
+    return float(-2 * (density.sum() + log_ndtr(-z[late]).sum()))
 
 
 def slow_interval(
     direction: tuple[float, float], sizes: Array, logs: Array, late: npt.NDArray[np.bool_]
 ) -> list[float]:
     """Profile interval of direction . (a, b) by general-purpose minimisation."""
-    options = {"xatol": 1e-7, "fatol": 1e-9, "maxiter": 20000, "maxfev": 20000}
+    options = {"xatol": 1e-5, "fatol": 1e-7, "maxiter": 20000, "maxfev": 20000}
 
     def least(function: Callable[[Array], float], start: list[float]) -> tuple[float, Array]:
         result = minimize(function, start, method="Nelder-Mead", options=options)
-        result = minimize(function, result.x, method="Nelder-Mead", options=options)
         return float(result.fun), result.x
 
     start = [logs.min() - 0.1, np.log(np.median(sizes)), np.log(0.1)]
@@ -168,7 +170,7 @@ def slow_interval(
 
     chosen = profile if direction[0] else profile_b
     middle = direction[0] * best[0] + direction[1] * best[1]
-    return [float(brentq(chosen, middle, middle + side, xtol=1e-6)) for side in (-3.0, 3.0)]
+    return [float(brentq(chosen, middle, middle + side, xtol=1e-5)) for side in (-3.0, 3.0)]
 
 
 class TestAgainstTheSlowVersion:
@@ -223,9 +225,9 @@ class TestCoverage:
     def test_intervals_hold_the_truth_about_as_often_as_they_say(
         self, noise: float, budget: float
     ) -> None:
-        # 100 repeats at 95 %: below 89 or above 99.9 happens once in about 200 (binomial).
+        # 60 repeats at 95 %: below 52 happens less than once in 100 (binomial); seeds are fixed.
         # The full table: benchmarks/coverage_tradeoff.py.
-        sizes, repeats = np.geomspace(4, 2048, 6), 100
+        sizes, repeats = np.geomspace(4, 2048, 6), 60
         held = np.zeros(3)
         for seed in range(repeats):
             steps = noisy(sizes, noise, seed)
@@ -237,7 +239,7 @@ class TestCoverage:
             ):
                 assert interval.low is not None
                 held[index] += interval.low <= truth <= (interval.high or np.inf)
-        assert np.all(held >= 89)
+        assert np.all(held >= 52)
 
 
 class TestOutcomes:
