@@ -209,19 +209,12 @@ def moving_block(kind: str, batch_size: int, steps: int, repeats: int, seed: int
             world = NoisyQuadratic(np.linspace(0.2, 1.0, dimension), noise)
             begin = rng.standard_normal((repeats, dimension)) * (3.0 if start == "far" else 0.3)
             burn = 0 if start == "far" else 50
-            path = world.sgd(rng, begin, lr=0.2, batch_size=batch_size, steps=burn + steps)
-            gradient = path[:, burn:] * world.curvature
-            draws = quadratic_draws(
-                rng,
-                repeats=repeats,
-                steps=steps,
-                batch_size=batch_size,
-                units=batch_size,
-                kind=kind,
-                noise_scale=scale,
-                dimension=dimension,
-                gradient=gradient,
-            )
+            path, seen = world.sgd(rng, begin, lr=0.2, batch_size=batch_size, steps=burn + steps)
+            gradient, mean = path[:, burn:] * world.curvature, seen[:, burn:]
+            live = noise[noise > 0]
+            between = rng.chisquare(batch_size - 1, (repeats, steps, len(live))) @ live
+            weighted = between + batch_size * (mean**2).sum(-1)
+            draws = Draws(batch_size, batch_size, weighted, mean)
             cells.append(_moving_cell(draws, gradient, world, (kind, scale, start)))
     return cells
 

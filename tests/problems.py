@@ -54,18 +54,16 @@ def quadratic_draws(
     kind: str,
     noise_scale: float,
     dimension: int = 32,
-    gradient: Array | None = None,
 ) -> Draws:
     """Quadratic loss, gradient of an example = G + N(0, Sigma).
 
-    G points in a generic direction, all components equal, |G| = 1, unless given as (R, T, d).
+    G points in a generic direction: all components equal, |G| = 1.
     Sufficient statistics are drawn directly: the batch mean is N(G, Sigma/B), and
     sum_i b_i |m_i - m|^2 is a sum of eigenvalues times chi-square with k - 1 degrees of freedom.
     """
     eigenvalues = spectrum(kind, dimension) * noise_scale
     live = np.flatnonzero(eigenvalues)
-    true = np.full(dimension, dimension**-0.5) if gradient is None else gradient
-    mean = np.broadcast_to(true, (repeats, steps, dimension)).copy()
+    mean = np.full((repeats, steps, dimension), dimension**-0.5)
     shape = (repeats, steps, len(live))
     mean[..., live] += rng.standard_normal(shape) * np.sqrt(eigenvalues[live] / batch_size)
     between = (rng.chisquare(units - 1, shape) * eigenvalues[live]).sum(-1)

@@ -138,8 +138,8 @@ class NoisyQuadratic:
         batch_size: int,
         steps: int,
         momentum: float = 0.0,
-    ) -> Array:
-        """Run SGD and return the weights before each step.
+    ) -> tuple[Array, Array]:
+        """Run SGD; return the weights before each step and the batch gradients seen there.
 
         Args:
             rng: source of the noise.
@@ -150,14 +150,16 @@ class NoisyQuadratic:
             momentum: m of v <- m v + g, w <- w - lr v.
 
         Returns:
-            shape (..., steps, d).
+            (weights, batch-mean gradients), each of shape (..., steps, d).
         """
         weights, velocity = start.copy(), np.zeros_like(start)
         path = np.empty((*start.shape[:-1], steps, start.shape[-1]))
+        seen = np.empty_like(path)
         spread = np.sqrt(self.noise / batch_size)
         for step in range(steps):
             path[..., step, :] = weights
             gradient = self.curvature * weights + rng.standard_normal(start.shape) * spread
+            seen[..., step, :] = gradient
             velocity = momentum * velocity + gradient
             weights = weights - lr * velocity
-        return path
+        return path, seen
