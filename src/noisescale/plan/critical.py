@@ -1,0 +1,114 @@
+"""From a measured noise scale to a critical batch, with the error of taking one for the other.
+
+The noise scale is not the critical batch: the steps law has its own Bcrit, and momentum and
+Adam move it. What stands between them is one factor per optimizer with its spread over
+workloads; the spread is the model error, and the wider band carries it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from noisescale.errors import InvalidInputError, nearest
+from noisescale.records import CriticalBatch, NoiseScale, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFactor:
+    """Critical batch over pooled online noise scale, for one kind of optimizer.
+
+    Attributes:
+        point: geometric mean over workloads.
+        low: lower end of the spread.
+        high: upper end of the spread.
+        source: where it comes from.
+    """
+
+    point: float
+    low: float
+    high: float
+    source: str
+
+
+FACTORS = {
+    "sgd": OptimizerFactor(point=1.5, low=0.75, high=3.0, source="provisional"),
+    "momentum": OptimizerFactor(point=3.0, low=1.5, high=6.0, source="provisional"),
+    "adam": OptimizerFactor(point=5.0, low=2.4, high=10.0, source="provisional"),
+}
+
+
+def critical_batch(
+    *,
+    noise: NoiseScale,
+    optimizer: str,
+    phase: str,
+    factor: OptimizerFactor | None = None,
+) -> CriticalBatch:
+    """Turn a noise scale into a critical batch with two nested bands.
+
+    The point is factor x B_simple. The sampling band is the factor times the noise scale's
+    interval. The wider band adds the factor's spread: the two are independent, so their
+    half-widths add in quadrature on the log scale. For a lower bound the wider band starts
+    at the noise scale's low times the factor's low.
+
+    Args:
+        noise: pooled over the part of the training that ``phase`` names.
+        optimizer: ``sgd``, ``momentum`` or ``adam``.
+        phase: for people.
+        factor: default: the one measured for this optimizer.
+
+    Returns:
+        The critical batch, basis ``noise_scale``, in the noise scale's unit.
+
+    Raises:
+        InvalidInputError: the optimizer is unknown.
+
+    Source: McCandlish et al. 2018, sec. 2.3 (B_simple predicts Bcrit within a factor); the
+    factors are measured by benchmarks/optimizer_factor.py.
+    """
+    if factor is None:
+        if optimizer not in FACTORS:
+            raise InvalidInputError(
+                f"optimizer {optimizer!r}", "no factor is known", nearest(optimizer, FACTORS)
+            )
+        factor = FACTORS[optimizer]
+    sampling = (_scaled(noise.low, factor.point), _scaled(noise.high, factor.point))
+    low, high = _scaled(noise.low, factor.low), None
+    if noise.outcome is Outcome.DETERMINED and noise.b_simple is not None:
+        low, high = _wider(noise, factor)
+    return CriticalBatch(
+        point=_scaled(noise.b_simple, factor.point),
+        low=low,
+        high=high,
+        sampling_low=sampling[0],
+        sampling_high=sampling[1],
+        basis="noise_scale",
+        phase=phase,
+        outcome=noise.outcome,
+        detail=noise.detail,
+        optimizer=optimizer,
+        factor=factor.point,
+        factor_low=factor.low,
+        factor_high=factor.high,
+        factor_source=factor.source,
+        unit=noise.unit,
+    )
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _wider(noise: NoiseScale, factor: OptimizerFactor) -> tuple[float, float]:
+    assert noise.b_simple is not None
+    assert noise.low is not None
+    assert noise.high is not None
+    point = noise.b_simple * factor.point
+    down = math.hypot(_log_ratio(noise.b_simple, noise.low), math.log(factor.point / factor.low))
+    up = math.hypot(_log_ratio(noise.high, noise.b_simple), math.log(factor.high / factor.point))
+    return point * math.exp(-down), point * math.exp(up)
+
+
+def _log_ratio(larger: float, smaller: float) -> float:
+    return math.log(larger / smaller) if smaller > 0 else math.inf
