@@ -219,7 +219,7 @@ function answer(advice, result) {
 
 function note(advice, result, settings) {
   const parts = [];
-  if (!sameDevices(settings.devices, advice.devices)) {
+  if (result.rows.some((row) => row.replicas > 1)) {
     parts.push("Averaging between devices was not measured and is taken as free: real times are longer.");
   }
   if (result.stepsMin !== null) {
