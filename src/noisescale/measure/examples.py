@@ -8,7 +8,6 @@ what its parameters really received.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -212,12 +211,12 @@ class ExamplesSource(GradientSource):
     # Is the layer's own gradient all that its parameters receive?
 
     def _own_gradient(self, layer: Layer, x: Tensor, grad: Tensor) -> None:
-        clone = copy.copy(layer.module)
+        clone: Any = object.__new__(type(layer.module))
         leaves = {
             key: None if p is None else p.detach().requires_grad_(p.requires_grad)
             for key, p in layer.module._parameters.items()
         }
-        clone.__dict__ = {**layer.module.__dict__, "_parameters": leaves}
+        vars(clone).update({**layer.module.__dict__, "_parameters": leaves})
         wanted = [leaf for key in layer.slots if (leaf := leaves[key]) is not None]
         # forward, not __call__: nobody's hooks run.
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,7 +26,8 @@ from noisescale.measure.verdict import (
     undetermined,
 )
 from noisescale.records import NoiseScale
-from noisescale.theory.interval import RatioEstimate, estimate_frozen
+from noisescale.theory.frozen import estimate_frozen
+from noisescale.theory.interval import RatioEstimate
 from noisescale.workload import data_size
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -151,8 +151,6 @@ class _Found:
     source: str
     inventory: Inventory
     means: MeanGradients
-    weighted: npt.NDArray[np.float64]
-    units: int = 0
     steps: int = 0
     skipped: int = 0
     refusal: str = ""
@@ -165,9 +163,7 @@ class _Found:
         if not (np.isfinite(square).all() and bool(finite)):
             self.skipped += 1
             return
-        self.weighted += square
-        self.means.add(mean, examples)
-        self.units += units
+        self.means.add(mean, square, examples=examples, units=units)
         self.steps += 1
 
 
@@ -193,7 +189,7 @@ def _gather(plan: _Plan, source: str) -> _Found:
 
 def _empty(plan: _Plan, inventory: Inventory, source: str) -> _Found:
     means = MeanGradients(inventory, seed=plan.seed)
-    return _Found(source, inventory, means, np.zeros(len(inventory.slots)))
+    return _Found(source, inventory, means)
 
 
 def _by_examples(plan: _Plan, watch: ExamplesSource) -> _Found | None:
@@ -254,21 +250,20 @@ def _judge(found: _Found, circumstances: Circumstances, group: str | None) -> No
         circumstances,
         group=group,
         steps=found.steps,
-        examples=sum(found.means.examples),
+        examples=int(found.means.examples.sum()),
         skipped=found.skipped,
         notes=notes,
     )
 
 
 def _estimate(found: _Found, circumstances: Circumstances, group: str | None) -> RatioEstimate:
-    if found.refusal or not found.steps:
+    if found.refusal or found.means.units.sum() < 2:
         return undetermined(circumstances, found.skipped)
-    columns = [group is None or slot.group == group for slot in found.inventory.slots]
     return estimate_frozen(
         gram=found.means.gram(group),
-        group_examples=np.asarray(found.means.examples),
-        units=found.units,
-        weighted_sq=float(found.weighted[columns].sum()),
+        group_examples=found.means.examples,
+        group_units=found.means.units,
+        group_weighted_sq=found.means.weighted_sq(group),
         mean_sq=found.means.mean_sq(group) if found.means.sketched else None,
         population_size=circumstances.population_size,
         level=circumstances.level,

@@ -293,7 +293,8 @@ class GradientSource(abc.ABC):
         if gradients is not None:
             self._mean.clear()
             self._mean.update({i: squared_norm(g) for i, g in gradients.items()})
-        result = self._close() if self._mean else None
+        blind = self._forwards and not self.inventory.seen
+        result = self._close() if self._mean or blind else None
         self._reset()
         return result
 
