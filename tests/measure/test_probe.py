@@ -64,7 +64,8 @@ def test_peak_counts_one_evaluation_batch():
 
 def test_wait_for_data_is_told_apart():
     message = measure(load("data_bound"), 4)
-    assert message["data_seconds"] > 0.008 > message["compute_seconds"]
+    assert message["data_seconds"] >= 4 * 0.002
+    assert message["data_seconds"] > message["compute_seconds"]
     assert message["seconds_low"] <= message["seconds_per_step"] <= message["seconds_high"]
     assert message["seconds_per_step"] >= message["data_seconds"]
 

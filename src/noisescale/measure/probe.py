@@ -1,9 +1,12 @@
 """The child process of a scan: loads the workload once and runs real steps at given sizes.
 
-It may be killed at any time; everything it found out by then is with the parent. It reads
-one header line, the pickled loader and then one JSON line per size from standard input, and
-answers in JSON lines on what was standard output when it started. What the workload itself
-prints goes to standard error.
+It reads one header line, the pickled loader and then one JSON line per size from standard
+input, and answers in JSON lines on what was standard output when it started. What the
+workload itself prints goes to standard error.
+
+Where the system can fork, the child imports torch and forks a worker that does everything
+else. The worker may be killed at any time; everything it found out by then is with the
+parent, and the next worker need not import torch again.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ import pickle
 import platform
 import queue
 import runpy
-import statistics
 import sys
 import threading
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.measure.batches import move, take
 from noisescale.measure.memory import ProcessPeak, peak_meter, release_free_memory, resident_bytes
 from noisescale.measure.real_step import RealStep
+from noisescale.measure.step_time import StepTime, enough, seconds_in_queue, summary
 from noisescale.records import Recipe
 from noisescale.workload import Workload, data_size
 
@@ -45,14 +49,37 @@ _WARM_UP = 2
 # Steps on the worst-case batch once the optimizer's state exists: fragmentation settles in
 # the first two or three. (assumed)
 _WORST_CASE = 3
-# Timed steps: the usual least number, the least when one step takes long, and the most. (assumed)
-_REPEATS, _REPEATS_SLOW, _REPEATS_MOST = 5, 3, 200
 
 
 def main() -> None:
     """Serve one parent until it closes the pipe."""
     link = _Link()
     _volunteer_for_out_of_memory_killer()
+    _import_what_steps_need()
+    if sys.platform == "linux" and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        _fork_workers(link)
+    _work(link)
+
+
+def _fork_workers(link: _Link) -> None:
+    """Return in a fresh worker, again and again; leave when the parent asks for no more."""
+    while True:
+        with warnings.catch_warnings():
+            # Python warns of threads in the forking process: there are only idle ones here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            worker = os.fork()
+        if worker == 0:
+            return
+        _, status = os.waitpid(worker, 0)
+        with suppress(BrokenPipeError):
+            link.send(event="ended", code=os.waitstatus_to_exitcode(status))
+            link.wait_for_next()
+
+
+def _work(link: _Link) -> None:
+    """Load the workload and run sizes until killed."""
+    link.listen()
+    link.send(event="started", process_id=os.getpid())
     try:
         bench = Bench.load(link.header, link.take_payload())
     except InvalidInputError as error:
@@ -81,7 +108,18 @@ class _Link:
         self.header: dict[str, Any] = json.loads(self._in.readline())
         self._payload = self._in.read(self.header["payload_bytes"])
         self._commands: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def listen(self) -> None:
+        """Read commands from now on, in a thread: that notices the parent's end at once."""
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def wait_for_next(self) -> None:
+        """Wait until the parent asks for another worker; exit if it does not."""
+        for line in iter(self._in.readline, b""):
+            # Any other command was meant for the worker that has ended.
+            if "next" in json.loads(line):
+                return
+        os._exit(0)
 
     def take_payload(self) -> bytes:
         """Return the pickled loader and keep no copy: it may hold the data."""
@@ -196,34 +234,33 @@ class Bench:
         times = self._timed_steps(size, slice_seconds, stop_at)
         self._evaluate(size)
         peak = self._meter.peak() - self.baseline_bytes
-        return {"peak_bytes": max(0, peak), **_summary(times)}
+        return {"peak_bytes": max(0, peak), **summary(times)}
 
     def _warm_up(self, size: int, slice_seconds: float) -> None:
         for _ in range(_WARM_UP):
-            if sum(self._timed_step(self._draw(size))) > slice_seconds:
+            if self._timed_step(self._draw(size)).whole > slice_seconds:
                 break
         if self.workload.worst_case_batch is not None:
             for _ in range(_WORST_CASE):
                 self._timed_step(lambda: self.workload.worst_case_batch(size))  # type: ignore[misc]
 
-    def _timed_steps(
-        self, size: int, slice_seconds: float, stop_at: float
-    ) -> list[tuple[float, float]]:
-        times: list[tuple[float, float]] = []
+    def _timed_steps(self, size: int, slice_seconds: float, stop_at: float) -> list[StepTime]:
+        times: list[StepTime] = []
         began = time.perf_counter()
-        while not _enough(len(times), began, slice_seconds, stop_at):
+        while not enough(len(times), began, slice_seconds, stop_at):
             times.append(self._timed_step(self._draw(size)))
         return times
 
-    def _timed_step(self, fetch: Callable[[], Any]) -> tuple[float, float]:
-        """Run one step and return the seconds for the data and for the rest."""
+    def _timed_step(self, fetch: Callable[[], Any]) -> StepTime:
+        queued = seconds_in_queue()
         began = time.perf_counter()
         batch = move(fetch(), self.device)
         fetched = time.perf_counter()
         self.step(batch)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return fetched - began, time.perf_counter() - fetched
+        ended = time.perf_counter()
+        return StepTime(fetched - began, ended - fetched, seconds_in_queue() - queued)
 
     def _draw(self, size: int) -> Callable[[], Any]:
         """Return what fetches the next batch; its indices are drawn before the clock runs."""
@@ -243,28 +280,6 @@ class Bench:
             self.workload.loss(model, batch)
             if self.workload.metrics is not None:
                 self.workload.metrics(model, batch)
-
-
-def _enough(repeats: int, began: float, slice_seconds: float, stop_at: float) -> bool:
-    now = time.perf_counter()
-    spent = now - began
-    return (
-        repeats >= _REPEATS_MOST
-        or (repeats >= _REPEATS and spent >= slice_seconds)
-        or (repeats >= _REPEATS_SLOW and (spent >= 2 * slice_seconds or now >= stop_at))
-    )
-
-
-def _summary(times: list[tuple[float, float]]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles([sum(t) for t in times], n=4, method="inclusive")
-    return {
-        "seconds_per_step": median,
-        "seconds_low": low,
-        "seconds_high": high,
-        "data_seconds": statistics.median(data for data, _ in times),
-        "compute_seconds": statistics.median(compute for _, compute in times),
-        "repeats": len(times),
-    }
 
 
 def _load_workload(main_module: dict[str, str] | None, payload: bytes) -> Workload:
@@ -292,6 +307,11 @@ def _import_main(*, kind: str, name: str) -> None:
     module = types.ModuleType("__mp_main__")
     module.__dict__.update(run(name, run_name="__mp_main__"))
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+def _import_what_steps_need() -> None:
+    """Make an optimizer, since torch imports half of itself at the first one."""
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
 def _load_program(recipe: Recipe, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The parent's end of a probe: starts the child, watches its memory, notices its death."""
+"""The parent's end of a probe: starts the child, watches its worker, notices its death."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import types
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.measure.memory import resident_bytes
@@ -73,7 +73,9 @@ def pack(source: Any) -> Parcel:
 
 
 class ProbeProcess:
-    """One child process; a context manager that leaves no process behind.
+    """One child process and its worker, of which there is one at a time.
+
+    :meth:`kill` leaves no process behind.
 
     Args:
         parcel: what :func:`pack` made.
@@ -93,6 +95,7 @@ class ProbeProcess:
             start_new_session=True,
         )
         self._closed = False
+        self._worker: int | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -107,44 +110,47 @@ class ProbeProcess:
             self.kill()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
     def send(self, **command: Any) -> None:
         """Send one command; that the child is dead is noticed by :meth:`receive`."""
         self._write(json.dumps(command).encode() + b"\n")
 
     def receive(self, *, until: float | None, resident_limit: int | None) -> dict[str, Any]:
-        """Wait for the child's next message.
+        """Wait for the worker's next message.
 
         Args:
             until: ``time.monotonic()`` at which to give up; None: never.
-            resident_limit: resident memory in bytes above which the child is killed.
+            resident_limit: resident memory in bytes above which the worker is killed.
 
         Returns:
             The message, or ``{"event": "late"}``, ``{"event": "over limit", "reason": ...}``
-            or ``{"event": "died", "reason": ...}``; after these three the child is dead.
+            or ``{"event": "died", "reason": ...}``; after these three the worker is dead.
         """
         while True:
-            with suppress(queue.Empty):
-                return json.loads(self._lines.get(timeout=_LOOK_EVERY))  # type: ignore[no-any-return]
-            if self._process.poll() is not None and self._nothing_left_to_read():
-                return self._died()
-            used = resident_bytes(self._process.pid)
+            message = self._next_message()
+            if message is not None and message["event"] == "started":
+                self._worker = message["process_id"]
+            elif message is not None and message["event"] == "ended":
+                return self._died(message["code"])
+            elif message is not None:
+                return message
+            used = resident_bytes(self._worker) if self._worker is not None else None
             if resident_limit is not None and used is not None and used > resident_limit:
-                self.kill()
+                self._end_worker()
                 return {"event": "over limit", "reason": "memory grew above the limit"}
             if until is not None and time.monotonic() > until:
-                self.kill()
+                self._end_worker()
                 return {"event": "late", "reason": "the time ended"}
 
-    @property
-    def process_id(self) -> int:
-        """The child's process id."""
-        return self._process.pid
+    def restart(self) -> bool:
+        """Replace the worker by a fresh one; False when the child has to be started anew."""
+        if self._worker is not None:
+            self._end_worker()
+        if self._closed or self._process.poll() is not None:
+            return False
+        self._errors.seek(0)
+        self._errors.truncate()
+        self.send(next=True)
+        return True
 
     def kill(self) -> None:
         """Kill the child and what it started, and wait until it is gone."""
@@ -162,6 +168,26 @@ class ProbeProcess:
             with suppress(BrokenPipeError):
                 pipe.close()
 
+    def _end_worker(self) -> None:
+        """Kill the worker; the child itself too where it is the worker."""
+        if self._worker is None or self._worker == self._process.pid:
+            self.kill()
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._worker, signal.SIGKILL)
+        while self._process.poll() is None:
+            if (self._next_message() or {"event": "none"})["event"] == "ended":
+                self._worker = None
+                return
+
+    def _next_message(self) -> dict[str, Any] | None:
+        """Return the next message, None when none comes in the time between two looks."""
+        with suppress(queue.Empty):
+            return json.loads(self._lines.get(timeout=_LOOK_EVERY))  # type: ignore[no-any-return]
+        if self._process.poll() is not None and self._nothing_left_to_read():
+            return {"event": "ended", "code": self._process.wait()}
+        return None
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -178,10 +204,9 @@ class ProbeProcess:
             self._process.stdin.write(content)
             self._process.stdin.flush()
 
-    def _died(self) -> dict[str, Any]:
-        reason = f"the process died: {_death(self._process.wait())}{self._last_words()}"
-        self.kill()
-        return {"event": "died", "reason": reason}
+    def _died(self, code: int) -> dict[str, Any]:
+        self._worker = None
+        return {"event": "died", "reason": f"the process died: {_death(code)}{self._last_words()}"}
 
     def _last_words(self) -> str:
         self._errors.seek(0)

@@ -34,17 +34,18 @@ def thin(sizes: Sequence[int], factor: float) -> list[int]:
     return kept
 
 
-def collapses(point: SpeedPoint, smaller: Sequence[SpeedPoint]) -> bool:
+def collapses(size: int, seconds: float, smaller: Sequence[SpeedPoint]) -> bool:
     """Whether throughput collapsed at a size: memory that is swapped raises no error.
 
     Args:
-        point: the size judged.
+        size: the size judged.
+        seconds: its step time, waiting for a core not counted: on a busy machine long steps
+            are interrupted and short ones are not, which looks like a collapse.
         smaller: the points at smaller sizes.
     """
     if not smaller:
         return False
     best = max(other.examples_per_second for other in smaller)
     last = max(smaller, key=lambda other: other.micro_batch_size)
-    growth = point.micro_batch_size / last.micro_batch_size
-    slower_than_proportional = point.seconds_per_step > growth * last.seconds_per_step
-    return point.examples_per_second < COLLAPSE * best and slower_than_proportional
+    slower_than_proportional = seconds / last.seconds_per_step > size / last.micro_batch_size
+    return size / seconds < COLLAPSE * best and slower_than_proportional

@@ -1,6 +1,6 @@
 """Speed and memory of the real training step over micro-batch sizes.
 
-One child process climbs the sizes. When a size kills it (out of memory, a crash) a fresh one
+One process climbs the sizes. When a size kills it (out of memory, a crash) a fresh one
 takes over: what does not fit is found by trying, in a process that may die, never by
 extrapolation. Times that are extrapolated serve to plan the scan only.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from noisescale.errors import InvalidInputError
 from noisescale.measure.memory import available_bytes
 from noisescale.measure.probe_process import Parcel, ProbeProcess, pack
+from noisescale.measure.scan_notes import not_probed
 from noisescale.measure.sizes import candidate_sizes, collapses, thin
 from noisescale.records import SpeedCurve, SpeedFailure, SpeedPoint
 from noisescale.workload import Workload
@@ -118,16 +119,19 @@ class _Scan:
 
     def __post_init__(self) -> None:
         self._child: ProbeProcess | None = None
+        self._ready = False
         self._deadline = math.inf
         self._about: dict[str, Any] = {}
         self._errors: list[_Trial] = []
         self._left_out: list[int] = []
+        self._queued: list[float] = []
 
     def __enter__(self) -> _Scan:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._replace_child()
+        if self._child is not None:
+            self._child.kill()
 
     def run(self) -> SpeedCurve:
         self._start_child()
@@ -135,9 +139,6 @@ class _Scan:
         self.settings["limit_bytes"] = self._facts["limit_bytes"]
         self._deadline = time.monotonic() + self.seconds
         self._climb(self._sizes_to_try())
-        if self._left_out:
-            sizes = ", ".join(map(str, self._left_out))
-            self.notes.append(f"micro-batch sizes {sizes}: left out to stay within the time")
         return SpeedCurve(
             points=tuple(self.points[size] for size in sorted(self.points)),
             failures=tuple(self.failures[size] for size in sorted(self.failures)),
@@ -146,7 +147,10 @@ class _Scan:
             margin=self.settings["margin"],
             device=self._facts["device"],
             stopped=self.stopped,
-            not_probed=(*self.notes, *_not_probed(self._facts, self.points)),
+            not_probed=(
+                *self.notes,
+                *not_probed(self._facts, self.points, self._left_out, self._queued),
+            ),
             unit=self._facts["unit"],
         )
 
@@ -253,7 +257,7 @@ class _Scan:
 
     def _try(self, size: int) -> _Trial:
         left = self._deadline - time.monotonic()
-        if left <= 0 or (self._child is None and not self._start_child()):
+        if left <= 0 or (not self._ready and not self._start_child()):
             return _Trial(size, "late")
         assert self._child is not None
         # The child ends a size by itself a little earlier than it would be killed.
@@ -267,14 +271,16 @@ class _Scan:
         ):
             # Also where the child lives: frames of the failed step keep memory, and a CUDA
             # error makes every later call fail.
-            self._replace_child()
+            self._ready = False
         return trial
 
     def _judge(self, size: int, message: dict[str, Any]) -> _Trial:
         event, reason = message.pop("event"), message.get("reason", "")
         limit = self._facts["limit_bytes"]
         if event == "measured":
-            return self._judge_point(_point(size, message))
+            undisturbed = message.pop("undisturbed_seconds")
+            self._queued.append(message.pop("queued_share"))
+            return self._judge_point(_point(size, message), undisturbed)
         if event == "late":
             return _Trial(size, "late")
         if event == "over limit":
@@ -285,16 +291,16 @@ class _Scan:
             return _Trial(size, "died", reason=reason)
         return _Trial(size, "error", reason=reason, parts=message["parts"])
 
-    def _judge_point(self, point: SpeedPoint) -> _Trial:
+    def _judge_point(self, point: SpeedPoint, undisturbed: float) -> _Trial:
         size, limit = point.micro_batch_size, self._facts["limit_bytes"]
         if point.peak_bytes > limit:
             reason = f"over the limit: {_mb(point.peak_bytes)} of {_mb(limit)}"
             return _Trial(size, "memory", reason=reason)
         smaller = [other for other in self.points.values() if other.micro_batch_size < size]
-        if collapses(point, smaller):
+        if collapses(size, undisturbed, smaller):
             best = max(smaller, key=lambda other: other.examples_per_second)
             reason = (
-                f"throughput collapsed: {point.examples_per_second:.3g} examples/s, "
+                f"throughput collapsed: {size / undisturbed:.3g} examples/s, "
                 f"{best.examples_per_second:.3g} at size {best.micro_batch_size}"
             )
             return _Trial(size, "collapsed", reason=reason)
@@ -303,11 +309,13 @@ class _Scan:
     def _start_child(self) -> bool:
         """Start a child and wait until the workload is loaded; False when time ends."""
         host_limit = int(available_bytes() * (1 - self.settings["margin"]))
-        self._child = ProbeProcess(self.parcel, self.settings)
+        if self._child is None or not self._child.restart():
+            if self._child is not None:
+                self._child.kill()
+            self._child = ProbeProcess(self.parcel, self.settings)
         until = None if math.isinf(self._deadline) else self._deadline
         message = self._child.receive(until=until, resident_limit=host_limit)
         if message["event"] == "late":
-            self._replace_child()
             return False
         if message["event"] == "invalid":
             raise InvalidInputError(*message["parts"])
@@ -320,16 +328,11 @@ class _Scan:
         if message["device_type"] == "cpu":
             host_limit = min(self.settings["limit_bytes"] or sys.maxsize, message["limit_bytes"])
         self._about = {**message, "resident_limit": message["resident_bytes"] + host_limit}
+        self._ready = True
         return True
-
-    def _replace_child(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
 
 
 def _point(size: int, message: dict[str, Any]) -> SpeedPoint:
-    message.pop("reason", None)
     per_second = size / message["seconds_per_step"]
     return SpeedPoint(micro_batch_size=size, examples_per_second=per_second, **message)
 
@@ -344,22 +347,6 @@ def _step_fails(trials: list[_Trial]) -> InvalidInputError:
         "the step must run at some size",
         "correct the workload's model or loss",
     )
-
-
-def _not_probed(facts: dict[str, Any], points: dict[int, SpeedPoint]) -> list[str]:
-    """Say what real training may do beyond what was run."""
-    notes = ["communication between devices: one process ran alone"]
-    if facts["shapes_vary"] and not facts["worst_case"]:
-        notes.append("a worst-case batch: the workload names none, drawn batches were used")
-    if not facts["evaluate_size"]:
-        notes.append("an evaluation batch: the workload has no evaluation data")
-    elif points and max(points) > facts["evaluate_size"]:
-        notes.append(f"evaluation batches above {facts['evaluate_size']}, all that there are")
-    if not facts["watched"]:
-        notes.append("memory between steps: this system does not tell it of other processes")
-    if facts["shapes_vary"]:
-        notes.append("loader worker processes: data was fetched within the training process")
-    return notes
 
 
 def _mb(amount: int) -> str:
