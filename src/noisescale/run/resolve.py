@@ -66,9 +66,30 @@ def find_target(workload: Workload, text: str | None) -> Target | None:
 
 
 def _with_overrides(workload: Workload, given: Mapping[str, Any]) -> Workload:
-    if not given:
-        return workload
-    return workload.with_recipe(workload.recipe.with_changes(**recipe_changes(given)))
+    if given:
+        workload = workload.with_recipe(workload.recipe.with_changes(**recipe_changes(given)))
+    return in_sequences(workload) if workload.recipe.unit == "tokens" else workload
+
+
+def in_sequences(workload: Workload) -> Workload:
+    """Restate a recipe counted in tokens in sequences, which are the rows of the data.
+
+    Raises:
+        InvalidInputError: the recipe has no sequence length, or its batch is not whole.
+    """
+    recipe, length = workload.recipe, workload.recipe.sequence_length
+    if length is None or recipe.batch_size % length:
+        raise InvalidInputError(
+            f"batch size {recipe.batch_size} tokens",
+            f"a multiple of the recipe's sequence_length ({length}) is required",
+            "give sequence_length and a whole number of sequences",
+        )
+    counts = {
+        name: max(1, getattr(recipe, name) // length)
+        for name in ("batch_size", "total_examples", "warmup_examples")
+        if getattr(recipe, name) is not None
+    }
+    return workload.with_recipe(recipe.with_changes(unit="sequences", **counts))
 
 
 def _data_folder(data: str | os.PathLike[str] | None) -> Path | None:

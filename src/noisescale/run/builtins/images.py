@@ -29,7 +29,7 @@ def mnist(file: Path) -> Workload:
         metrics=error,
         train=train,
         evaluate=evaluate,
-        recipe=Recipe(optimizer="sgd", lr=0.2, batch_size=32, dataset_size=len(train[0])),
+        recipe=Recipe(optimizer="sgd", lr=0.4, batch_size=32, dataset_size=len(train[0])),
         target=Target.parse("validation_error<0.05"),
     )
 

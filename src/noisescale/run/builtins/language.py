@@ -158,7 +158,7 @@ def _workload(name: str, text: str, *, goal: str) -> Workload:
         evaluate=evaluate,
         recipe=Recipe(
             optimizer="adamw",
-            lr=3e-3,
+            lr=6e-3,
             betas=(0.9, 0.99),
             batch_size=min(32, len(train[0])),
             unit="sequences",
