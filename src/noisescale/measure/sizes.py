@@ -8,6 +8,10 @@ from noisescale.records import SpeedPoint
 
 # A size collapses when its throughput falls below this share of the best so far. (assumed)
 COLLAPSE = 1 / 3
+# Steps quicker than this many seconds have not collapsed: memory that is swapped comes back in
+# tenths of seconds, while threads that wait for one another on a busy machine cost
+# milliseconds. (assumed)
+COLLAPSED_STEP = 0.1
 
 
 def candidate_sizes(largest: int) -> list[int]:
@@ -43,7 +47,7 @@ def collapses(size: int, seconds: float, smaller: Sequence[SpeedPoint]) -> bool:
             are interrupted and short ones are not, which looks like a collapse.
         smaller: the points at smaller sizes.
     """
-    if not smaller:
+    if not smaller or seconds < COLLAPSED_STEP:
         return False
     best = max(other.examples_per_second for other in smaller)
     last = max(smaller, key=lambda other: other.micro_batch_size)
