@@ -109,18 +109,13 @@ def regression_draws(
         squares = (x * x).sum(-1)
         for scale in noise_scales:
             residual = signal - np.float32(np.sqrt(scale - 1 - explained)) * noise
-            for k in sorted(units):
+            each = residual[..., None] * x
+            means[scale][part] = each.mean(2, dtype=np.float64)
+            for k in units:
                 if k == batch_size:
                     sums[scale, k][part] = (squares * residual**2).sum(-1, dtype=np.float64)
                     continue
                 size = batch_size // k
-                split = (count, steps, k, size)
-                unit_means = (
-                    np.einsum(
-                        "rtkb,rtkbd->rtkd", residual.reshape(split), x.reshape(*split, len(live))
-                    ).astype(np.float64)
-                    / size
-                )
+                unit_means = each.reshape(count, steps, k, size, -1).mean(3, dtype=np.float64)
                 sums[scale, k][part] = size * (unit_means**2).sum((-1, -2))
-                means[scale][part] = unit_means.mean(-2)
     return {(n, k): Draws(k, batch_size, sums[n, k], means[n]) for n in noise_scales for k in units}

@@ -169,8 +169,10 @@ class _Moments:
     def statistics(self, phi: Array) -> tuple[Array, Array]:
         """Student's t and Hall's transformed t of mean(g - phi s) = 0."""
         mean = self.mean_g - phi * self.mean_s
-        variance = np.maximum(_quadratic(self.variance, phi), 1e-300)
-        spread = np.maximum(_quadratic(self.second, phi), 1e-300)
+        # A series without any noise has a set of almost no width, not a division by zero.
+        floor = (1e-9 * (np.abs(self.mean_g) + np.abs(phi * self.mean_s))) ** 2 + 1e-100
+        variance = np.maximum(_quadratic(self.variance, phi), floor)
+        spread = np.maximum(_quadratic(self.second, phi), floor)
         a, b, c, d = self.third
         skewness = (a - 3 * phi * b + 3 * phi**2 * c - phi**3 * d) / spread**1.5
         x = mean / np.sqrt(variance)
