@@ -97,8 +97,8 @@ def sleeps(seconds_per_size):
     return workload(loss)
 
 
-def notes_its_process(file):
-    Path(file).write_text(str(os.getpid()))
+def notes_its_process_group(file):
+    Path(file).write_text(str(os.getpgrp()))
     return sleeps({})
 
 

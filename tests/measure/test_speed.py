@@ -291,15 +291,19 @@ def scan_real(monkeypatch):
 
 
 def children():
-    """Return the processes whose parent is this one."""
+    return processes(parent=os.getpid())
+
+
+def processes(parent=None, group=None):
+    """Return the live processes with a parent or of a process group."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = status.read_text().rpartition(")")[2].split()[1]
+            state, its_parent, its_group = file.read_text().rpartition(")")[2].split()[:3]
         except OSError:
             continue
-        if int(parent) == os.getpid():
-            found.append(int(status.parent.name))
+        if state != "Z" and (int(its_parent) == parent or int(its_group) == group):
+            found.append(int(file.parent.name))
     return found
 
 
@@ -405,22 +409,22 @@ def test_child_dies_with_its_parent(tmp_path):
     file = tmp_path / "pid"
     program = (
         "from noisescale.measure.speed import scan_speed;"
-        f"scan_speed(('probe_workloads:notes_its_process', {{'file': {str(file)!r}}}))"
+        f"scan_speed(('probe_workloads:notes_its_process_group', {{'file': {str(file)!r}}}))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    wait_until(file.exists)
-    wait_until(file.read_text)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    wait_until(lambda: not alive(int(file.read_text())))
-
-
-def alive(process_id):
+    group = None
     try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        wait_until(lambda: file.exists() and file.read_text())
+        group = int(file.read_text())
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: processes(group=group) == [], seconds=20.0)
+    finally:
+        parent.kill()
+        parent.wait()
+        if group is not None and processes(group=group):
+            os.killpg(group, signal.SIGKILL)
 
 
 def wait_until(condition, seconds=120.0):

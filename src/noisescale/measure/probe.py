@@ -71,9 +71,11 @@ def _fork_workers(link: _Link) -> None:
         if worker == 0:
             return
         _, status = os.waitpid(worker, 0)
-        with suppress(BrokenPipeError):
+        try:
             link.send(event="ended", code=os.waitstatus_to_exitcode(status))
-            link.wait_for_next()
+        except BrokenPipeError:
+            os._exit(0)  # the parent is gone
+        link.wait_for_next()
 
 
 def _work(link: _Link) -> None:
