@@ -1,0 +1,285 @@
+"""What batch size to use: the three limits measured, the rate checked, one recommendation."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noisescale import __version__
+from noisescale.errors import InvalidInputError
+from noisescale.measure.speed import scan_speed
+from noisescale.plan.choose import choose, memory_limit, throughput_knee
+from noisescale.plan.critical import critical_batch
+from noisescale.records import (
+    Advice,
+    Limits,
+    Outcome,
+    RateCheck,
+    Recipe,
+    SpeedCurve,
+    SpeedFailure,
+    SpeedPoint,
+    Target,
+)
+from noisescale.run.dry_run import check_workload
+from noisescale.run.measuring import MeasuredRun, Progress, measure_run
+from noisescale.run.rate_check import check_rate
+from noisescale.run.resolve import resolve_workload
+from noisescale.workload import Workload
+
+DEFAULT_SECONDS = 45.0
+"""Measuring time of an advice that names none, start-up not counted."""
+
+SPEED_SHARE, RATE_SHARE = 0.3, 0.35
+"""Shares of the measuring time; the noise scale has the rest. (assumed)"""
+
+SECOND_SHARE = 0.25
+"""Part of the noise scale's time for the second run, at the recipe's own rate. (assumed)"""
+
+MAX_STEPS = 20_000
+"""Most steps of the measured run: time or the goal ends it before."""
+
+UNTUNED_WARNING = (
+    "the learning rate could not be compared with its neighbours, and the noise scale depends on"
+    " it: give more --seconds or a goal that a short run reaches"
+)
+
+
+def advise(
+    workload: str | Workload,
+    *,
+    seconds: float | None = None,
+    devices: Sequence[int] = (1,),
+    max_waste: float = 1.5,
+    margin: float = 0.1,
+    target: str | Target | None = None,
+    seed: int = 0,
+    data: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] | None = None,
+    on_progress: Progress | None = None,
+) -> Advice:
+    """Measure what fits, what is fast and what converges, and recommend a batch size.
+
+    In turn: real training steps at growing micro-batch sizes in a child process (memory,
+    throughput); a few short runs around the recipe's learning rate, because a noise scale
+    measured far from its best says nothing about the tuned run; one training run to the goal
+    with per-example (or micro-batch) gradient norms on every step, pooled; the steps law on
+    top of them.
+
+    Args:
+        workload: a Workload or its name, see :func:`~noisescale.run.resolve.resolve_workload`.
+        seconds: about how long to measure, in seconds; None takes 45.
+        devices: numbers of replicas that may be used.
+        max_waste: largest acceptable ratio of examples to the fewest possible, above 1.
+        margin: share of the available memory to keep free.
+        target: the goal; None takes the workload's own.
+        seed: of the weights and the data order.
+        data: folder of the built-ins that read files.
+        overrides: recipe keys to replace.
+        on_progress: ``on_progress(what, share)`` is called as the work goes on.
+
+    Returns:
+        The advice; ``recommended`` is None, with the reason, where the critical batch has no
+        lower end.
+
+    Raises:
+        InvalidInputError: an argument or the workload cannot be used.
+    """
+    began = time.perf_counter()
+    budget = DEFAULT_SECONDS if seconds is None else seconds
+    if not budget > 0:
+        raise InvalidInputError(
+            f"seconds {seconds}", "a positive number is required", "give for example 45"
+        )
+    goal = Target.parse(target) if isinstance(target, str) else target
+    resolved = resolve_workload(workload, data=data, overrides=overrides)
+    goal = goal or resolved.target
+    check_workload(resolved, target=goal)
+    name = workload if isinstance(workload, str) else workload.name
+    loader = (
+        functools.partial(resolve_workload, workload, data=data, overrides=_listed(overrides))
+        if isinstance(workload, str)
+        else resolved
+    )
+    speed = scan_speed(
+        loader,
+        seconds=SPEED_SHARE * budget,
+        margin=margin,
+        on_progress=_speed_progress(on_progress, resolved.recipe.unit),
+    )
+    rate = check_rate(resolved, target=goal, seconds=RATE_SHARE * budget, on_progress=on_progress)
+    left = (1 - SPEED_SHARE - RATE_SHARE) * budget
+    measured, rate = _noise(resolved, goal, rate, seed=seed, seconds=left, progress=on_progress)
+    return _advice(
+        _Findings(
+            name=name,
+            workload=resolved,
+            target=goal,
+            speed=speed,
+            rate=rate,
+            measured=measured,
+        ),
+        devices=tuple(devices),
+        max_waste=max_waste,
+        began=began,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """Everything that was measured."""
+
+    name: str
+    workload: Workload
+    target: Target | None
+    speed: SpeedCurve
+    rate: RateCheck
+    measured: MeasuredRun
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was measured."""
+        size = self.workload.train_size
+        return self.workload.recipe.with_changes(lr=self.rate.measured_lr, dataset_size=size)
+
+
+def _listed(overrides: Mapping[str, Any] | Iterable[str] | None) -> Any:
+    """Keep overrides usable twice: an iterator would be empty in the child."""
+    return overrides if overrides is None or isinstance(overrides, Mapping) else list(overrides)
+
+
+def _speed_progress(
+    on_progress: Progress | None, unit: str
+) -> Callable[[SpeedPoint | SpeedFailure], None] | None:
+    if on_progress is None:
+        return None
+
+    def tell(found: SpeedPoint | SpeedFailure) -> None:
+        what = (
+            f"{found.examples_per_second:,.0f} {unit}/s"
+            if isinstance(found, SpeedPoint)
+            else found.reason
+        )
+        on_progress(f"speed: micro-batch {found.micro_batch_size}: {what}", None)
+
+    return tell
+
+
+def _noise(
+    workload: Workload,
+    target: Target | None,
+    rate: RateCheck,
+    *,
+    seed: int,
+    seconds: float,
+    progress: Progress | None,
+) -> tuple[MeasuredRun, RateCheck]:
+    """Measure at the best rate; where that is not the recipe's, say what its own would read."""
+    moved = rate.measured_lr != rate.lr
+    first = seconds * (1 - SECOND_SHARE) if moved else seconds
+    measured = _run(workload, rate.measured_lr, target, seed, first, progress)
+    if not moved:
+        return measured, rate
+    own = _run(workload, rate.lr, target, seed, seconds * SECOND_SHARE, progress)
+    values = rate.to_dict() | {"b_simple_at_lr": own.noise_scale.b_simple}
+    return measured, RateCheck.from_dict(values)
+
+
+def _run(
+    workload: Workload,
+    lr: float,
+    target: Target | None,
+    seed: int,
+    seconds: float,
+    progress: Progress | None,
+) -> MeasuredRun:
+    return measure_run(
+        workload,
+        recipe=workload.recipe.with_changes(lr=lr),
+        seed=seed,
+        target=target,
+        max_steps=MAX_STEPS,
+        max_seconds=seconds,
+        on_progress=progress,
+    )
+
+
+def _advice(
+    found: _Findings, *, devices: tuple[int, ...], max_waste: float, began: float
+) -> Advice:
+    measured, workload = found.measured, found.workload
+    unit = workload.recipe.unit
+    critical = critical_batch(
+        noise=measured.noise_scale, optimizer=workload.recipe.optimizer_kind, phase=_phase(found)
+    )
+    choice = choose(
+        speed=found.speed,
+        critical=critical,
+        devices=devices,
+        max_waste=max_waste,
+        dataset_size=workload.train_size,
+        unit=unit,
+        include=(workload.recipe.batch_size,),
+    )
+    limits = Limits(
+        memory=memory_limit(found.speed),
+        throughput_knee=throughput_knee(found.speed),
+        critical_batch=critical,
+    )
+    return Advice(
+        workload=found.name,
+        recipe=found.recipe,
+        target=None if found.target is None else str(found.target),
+        unit=unit,
+        limits=limits,
+        rate_check=found.rate,
+        table=choice.table,
+        recommended=choice.recommended,
+        reasons=choice.reasons,
+        max_waste=max_waste,
+        devices=devices,
+        speed=found.speed,
+        noise_scale=measured.noise_scale,
+        trajectory=measured.trajectory,
+        groups=measured.groups,
+        first=measured.first,
+        last=measured.last,
+        warnings=tuple(_warnings(found)),
+        seconds=time.perf_counter() - began,
+        version=__version__,
+    )
+
+
+def _phase(found: _Findings) -> str:
+    run = found.measured.run
+    if run.steps_to_target is not None:
+        return f"pooled from the start to {found.target} ({run.steps_to_target:.0f} steps)"
+    if found.target is not None:
+        return f"pooled over the first {run.steps} steps, {found.target} not yet reached"
+    return f"pooled over the first {run.steps} steps"
+
+
+def _warnings(found: _Findings) -> Iterable[str]:
+    yield from found.measured.warnings
+    if found.rate.verdict in ("too_low", "too_high"):
+        yield found.rate.detail
+    if found.rate.verdict == "unclear":
+        yield f"{UNTUNED_WARNING} ({found.rate.detail})"
+    noise = found.measured.noise_scale
+    if not noise.parameters_seen.complete:
+        missing = noise.parameters_seen.missing
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        yield (
+            f"{noise.parameters_seen.seen} of {noise.parameters_seen.total} parameters were"
+            f" measured; left out: {shown}"
+        )
+    if noise.outcome is Outcome.DETERMINED and found.measured.run.steps_to_target is None:
+        yield (
+            "the critical batch grows with the depth of the goal; this one is for the part of"
+            " the training that was seen"
+        )
+    yield from found.speed.not_probed
