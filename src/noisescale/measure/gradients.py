@@ -191,13 +191,13 @@ def squared_norm(gradient: Tensor) -> Tensor:
     g = gradient.detach()
     if g.is_sparse:
         g = g.coalesce().values()
+    if g.is_cuda:
+        wide = torch.promote_types(g.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(g, dtype=wide)
+        return norm.square()
+    flat = g.reshape(-1)
     if g.dtype in (torch.float16, torch.bfloat16):
-        norm: Tensor = torch.linalg.vector_norm(g, dtype=torch.float32)
-        return norm.square()
-    if g.is_cuda or not g.is_contiguous():
-        norm = torch.linalg.vector_norm(g)
-        return norm.square()
-    flat = g.view(-1)
+        flat = flat.float()
     if flat.numel() <= _DOT_LENGTH:
         return torch.dot(flat, flat)
     parts = torch.split(flat, _DOT_LENGTH)

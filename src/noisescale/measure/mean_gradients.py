@@ -74,8 +74,8 @@ class MeanGradients:
     Args:
         inventory: whose seen parameters make the vectors.
         seed: of the sketch's own random state.
-        largest_exact: parameters up to which no sketch is needed.
-        sketch_width: total width of the sketches.
+        largest_exact: parameters up to which no sketch is needed; default 2^20.
+        sketch_width: total width of the sketches; default 2^18.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class MeanGradients:
         inventory: Inventory,
         *,
         seed: int = 0,
-        largest_exact: int = _LARGEST_EXACT,
-        sketch_width: int = _SKETCH_WIDTH,
+        largest_exact: int | None = None,
+        sketch_width: int | None = None,
     ) -> None:
         self._slots = inventory.slots
         self._blocks: dict[str, list[int]] = {}
@@ -92,11 +92,11 @@ class MeanGradients:
             self._blocks.setdefault(self._slots[index].group, []).append(index)
         sizes = {g: sum(self._slots[i].tensor.numel() for i in b) for g, b in self._blocks.items()}
         total = sum(sizes.values())
-        self.sketched = total > largest_exact
+        self.sketched = total > (largest_exact or _LARGEST_EXACT)
         generator = torch.Generator().manual_seed(seed)
         self._sketches: dict[str, _Sketch] = {}
         for group, size in sizes.items():
-            width = max(_LEAST_WIDTH, sketch_width * size // total)
+            width = max(_LEAST_WIDTH, (sketch_width or _SKETCH_WIDTH) * size // total)
             if self.sketched and size > width:
                 self._sketches[group] = _Sketch(size, width, generator)
         self._groups: list[_Group] = []

@@ -190,13 +190,13 @@ class NoiseMeter:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         del optimizer
-        if callable(kwargs.get("closure", args[0] if args else None)):
+        # args holds the optimizer itself, then what step() was given.
+        if any(callable(value) for value in (*args[1:], *kwargs.values())):
             self._refuse(
                 "optimizer.step(closure) runs its backward passes inside the step, where the "
                 "weights move; measure with measure_noise_scale at fixed weights"
             )
-            self._source.open()
-            return
+            self._source.close()
         self._end_step()
 
     def close_step(self) -> None:
