@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from noisescale.records import RateCheck, RateTrial, Recipe, Target
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
 
 
 def leader(trials: Sequence[Trial]) -> float | None:
-    """Return the best factor so far; None when every run diverged."""
+    """Return the best factor so far; None when every run diverged or made no step."""
     steps = _steps(trials)
     if steps:
         limit = TIE * min(steps.values())
@@ -70,7 +70,7 @@ def judge(trials: Sequence[Trial], *, recipe: Recipe, target: Target | None) -> 
 
 def _verdict(trials: Sequence[Trial], best: float | None) -> str:
     if best is None:
-        return "too_high"
+        return "too_high" if all(trial.run.diverged for trial in trials) else "unclear"
     steps, losses = _steps(trials), _losses(trials)
     if not steps and _all_tie(trials, losses):
         return "unclear"
@@ -147,8 +147,8 @@ def _by_factor(trials: Sequence[Trial]) -> dict[float, list[TrainingRun]]:
     return found
 
 
-def _nearest(factors: object) -> float:
-    return min(factors, key=lambda factor: abs(math.log(factor)))  # type: ignore[call-overload,no-any-return]
+def _nearest(factors: Iterable[float]) -> float:
+    return min(factors, key=lambda factor: abs(math.log(factor)))
 
 
 def _record(trial: Trial, recipe: Recipe) -> RateTrial:
@@ -173,6 +173,8 @@ def _sentence(
 ) -> str:
     rates = sorted({trial.factor * recipe.lr for trial in trials})
     tried = f"{len(rates)} rates tried from {rates[0]:g} to {rates[-1]:g}"
+    if best is None and verdict == "unclear":
+        return "there was no time for a single step"
     if best is None:
         return f"learning rate {recipe.lr:g} diverges, as does every other of {tried}"
     steps = _steps(trials)

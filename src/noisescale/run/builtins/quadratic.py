@@ -37,7 +37,7 @@ def quadratic() -> Workload:
         loss=half_squared_error,
         train=(inputs[:EXAMPLES], labels[:EXAMPLES]),
         evaluate=(inputs[EXAMPLES:], labels[EXAMPLES:]),
-        recipe=Recipe(optimizer="sgd", lr=1.0, batch_size=32, dataset_size=EXAMPLES),
+        recipe=Recipe(optimizer="sgd", lr=1.5, batch_size=32, dataset_size=EXAMPLES),
         target=Target.parse("train_loss<0.6"),
     )
 
