@@ -75,6 +75,12 @@ def test_seeds_are_averaged_and_one_that_diverges_spoils_a_rate():
     assert leader([*pair, trial(2, 60), trial(2, 100, seed=1)]) == 2
 
 
+def test_a_run_cut_short_by_the_race_makes_its_rate_no_faster():
+    slow = [trial(1, 600), trial(1, seed=1, length=100)]
+    check = judge([*slow, trial(2, 90), trial(2, 90, seed=1)], recipe=RECIPE, target=GOAL)
+    assert "it takes 600 steps" in check.detail
+
+
 def test_without_the_goal_the_training_loss_decides():
     assert verdict(trial(1, loss=1.5), trial(2, loss=1.0))[0] == "too_low"
     assert verdict(trial(1, loss=1.0), trial(2, loss=1.5))[0] == "near_best"

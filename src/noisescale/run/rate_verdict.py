@@ -100,15 +100,17 @@ def _all_tie(trials: Sequence[Trial], losses: dict[float, float]) -> bool:
 def _steps(trials: Sequence[Trial]) -> dict[float, float]:
     """Mean steps to the goal by factor, where at least half of the seeds reached it.
 
-    A run that was stopped before counts with the steps it had: at least so many were needed.
+    A run that was stopped before needed at least the steps it had; it counts like the other
+    seeds of its rate, or with those steps when they are more.
     """
     found = {}
     for factor, runs in _by_factor(trials).items():
         reached = [run for run in runs if run.steps_to_target is not None]
         if 2 * len(reached) >= len(runs) and not any(run.diverged for run in runs):
-            values = [r.steps if r.steps_to_target is None else r.steps_to_target for r in runs]
+            mean = sum(run.steps_to_target or 0.0 for run in reached) / len(reached)
+            cut = [max(run.steps, mean) for run in runs if run.steps_to_target is None]
             # Half a step keeps ratios finite where the goal is met from the start.
-            found[factor] = max(0.5, sum(values) / len(values))
+            found[factor] = max(0.5, (mean * len(reached) + sum(cut)) / len(runs))
     return found
 
 
