@@ -238,7 +238,8 @@ class TestRecommendation:
         choice = choose(speed=affine(1, 8), critical=unknown, dataset_size=64)
         assert choice.recommended is None
         assert choice.table
-        assert f"({outcome.value}: 3 steps)" in choice.reasons[0]
+        words = outcome.value.replace("_", " ")
+        assert f"({words}: 3 steps)" in choice.reasons[0]
         assert all(row.relative_time_low is None and not row.allowed for row in choice.table)
 
     def test_no_row_within_the_waste_names_what_it_would_take(self) -> None:
@@ -371,3 +372,19 @@ def test_properties(
     )
     assert looser.recommended is not None
     assert looser.recommended.global_batch_size >= choice.recommended.global_batch_size
+
+
+def test_a_curve_without_points_recommends_nothing() -> None:
+    empty = SpeedCurve(
+        points=(),
+        failures=(),
+        limit_bytes=1,
+        baseline_bytes=1,
+        margin=0.1,
+        device="cpu",
+        stopped="does not fit",
+    )
+    found = choose(speed=empty, critical=critical(), dataset_size=1437)
+    assert found.table == ()
+    assert found.recommended is None
+    assert "no micro-batch size that ran" in found.reasons[0]

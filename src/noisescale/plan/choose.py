@@ -231,8 +231,10 @@ def _splits(
 ) -> list[_Split]:
     """Choose the rows' global batch sizes and their fastest splits, smallest first."""
     micros = [point.micro_batch_size for point in speed.points]
+    if not micros:
+        return []
     blocks = sorted({(micro, int(count)) for micro in micros for count in devices})
-    smallest = min((micro * count for micro, count in blocks), default=dataset_size + 1)
+    smallest = min(micro * count for micro, count in blocks)
 
     def fastest(size: int) -> _Split:
         fitting = [block for block in blocks if size % math.prod(block) == 0]

@@ -19,6 +19,28 @@ def judged_time(row: AdviceRow) -> float:
     return math.inf if time is None else time
 
 
+def _short(value: float) -> str:
+    """Three significant digits, never an exponent.
+
+    >>> _short(461234.5), _short(0.12345), _short(2.0)
+    ('461,000', '0.123', '2')
+    """
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
+def _count(count: int, unit: str) -> str:
+    """Count something in its unit.
+
+    >>> _count(1, "examples"), _count(1437, "sequences")
+    ('1 example', '1,437 sequences')
+    """
+    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reasons:
     """What a choice was made of, and why it came out so.
@@ -48,7 +70,7 @@ class Reasons:
     def _of(self, row: AdviceRow) -> Iterator[str]:
         allowed = [other for other in self.table if other.allowed]
         quickest = min(allowed, key=judged_time)
-        choice = f"Global batch {row.global_batch_size} {self.unit}"
+        choice = f"Global batch {_count(row.global_batch_size, self.unit)}"
         rule = (
             f"of the {len(allowed)} batch sizes whose waste (examples over the fewest) is at most "
             f"{self.max_waste:g} at the lower end of the critical batch"
@@ -75,15 +97,15 @@ class Reasons:
         elif not self.critical.low:
             yield (
                 "Nothing is recommended: the critical batch has no lower end "
-                f"({self.critical.outcome.value}: {self.critical.detail or 'no detail'}); "
+                f"({_words(self.critical.outcome.value)}: {self.critical.detail or 'no detail'}); "
                 "measure more steps, or give a critical batch by hand."
             )
         else:
             first = self.table[0]
             yield (
                 f"Nothing is recommended: even the smallest batch that can be made, "
-                f"{first.global_batch_size} {self.unit}, may take "
-                f"{first.examples_ratio_high:.3g} times the fewest examples, more than "
+                f"{_count(first.global_batch_size, self.unit)}, may take "
+                f"{_short(first.examples_ratio_high)} times the fewest examples, more than "
                 f"{self.max_waste:g}; allow more waste or test smaller micro-batch sizes."
             )
             yield self._critical()
@@ -91,27 +113,27 @@ class Reasons:
 
     def _critical(self) -> str:
         critical = self.critical
-        basis = f"basis {critical.basis}, {critical.phase}"
+        basis = f"basis {_words(critical.basis)}, {critical.phase}"
         if critical.point is None:
             return (
-                f"The critical batch is known only to be at least {critical.low:.3g} {self.unit} "
-                f"({basis}): time and waste are judged there."
+                f"The critical batch is known only to be at least {_short(critical.low)} "
+                f"{self.unit} ({basis}): time and waste are judged there."
             )
-        high = "no upper end" if critical.high is None else f"{critical.high:.3g}"
+        high = "no upper end" if critical.high is None else f"{_short(critical.high)}"
         return (
-            f"The critical batch is about {critical.point:.3g} {self.unit}, band "
-            f"{critical.low:.3g} to {high} ({basis}): there both steps and examples are twice "
+            f"The critical batch is about {_short(critical.point)} {self.unit}, band "
+            f"{_short(critical.low)} to {high} ({basis}): there both steps and examples are twice "
             "the fewest."
         )
 
     def _cost(self, row: AdviceRow) -> str:
         waste, steps = row.examples_ratio_high, row.steps_ratio_high or row.steps_ratio
         if row.examples_ratio is None or row.steps_ratio is None:
-            return f"It takes at most {waste:.3g} times the fewest examples."
+            return f"It takes at most {_short(waste)} times the fewest examples."
         return (
-            f"It takes {row.examples_ratio:.3g} times the fewest examples (at most {waste:.3g} "
-            f"over the band) and {row.steps_ratio:.3g} times the fewest steps (at most "
-            f"{steps:.3g})."
+            f"It takes {_short(row.examples_ratio)} times the fewest examples (at most "
+            f"{_short(waste)} over the band) and {_short(row.steps_ratio)} times the fewest steps (at most "
+            f"{_short(steps)})."
         )
 
     def _tempting(self, row: AdviceRow) -> Iterator[str]:
@@ -122,7 +144,7 @@ class Reasons:
             return
         yield (
             f"Global batch {fastest.global_batch_size} would need {share:.2g} of that time but "
-            f"may take {fastest.examples_ratio_high:.3g} times the fewest examples."
+            f"may take {_short(fastest.examples_ratio_high)} times the fewest examples."
         )
 
     def _limits(self) -> Iterator[str]:
@@ -131,13 +153,13 @@ class Reasons:
             failed = memory.largest_tested > memory.micro_batch_size
             what = f"{memory.largest_tested} does not fit" if failed else "none larger was run"
             yield (
-                f"The largest micro-batch that ran and fits is {memory.micro_batch_size} "
-                f"{self.unit} ({what})."
+                "The largest micro-batch that ran and fits is "
+                f"{_count(memory.micro_batch_size, self.unit)} ({what})."
             )
         if knee is not None:
             yield (
                 f"From micro-batch {knee.micro_batch_size} on throughput is within 10 % of the "
-                f"best ({knee.examples_per_second:.3g} {self.unit} per second there)."
+                f"best ({_short(knee.examples_per_second)} {self.unit} per second there)."
             )
             if knee.data_bound:
                 yield "More than half of the step there is waiting for data: speed up the loader."
