@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -290,6 +291,12 @@ def check() -> bool:
     return fine
 
 
+def finished(path: Path) -> list[FactorRow]:
+    """Return the rows of an earlier run."""
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [FactorRow(**{**row, "noise": NoiseRun(**row["noise"])}) for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
@@ -297,19 +304,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="runs behind each pooled noise scale")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=OUT / "optimizer_factor.json")
+    parser.add_argument("--fresh", action="store_true", help="measure again what OUT holds")
     parser.add_argument("--check", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(1)
     if a.check:
         sys.exit(0 if check() else 1)
-    began, rows = time.monotonic(), []
-    print(HEAD)
-    for name in a.workloads.split(","):
-        for optimizer in a.optimizers.split(","):
-            for row in workload_rows(name, optimizer, a.data, a.seeds):
-                rows.append(row)
-                print(line(row), flush=True)
-            write_json(a.out, {"rows": [asdict(r) for r in rows], "factors": summary(rows)})
+    began = time.monotonic()
+    rows = [] if a.fresh else finished(a.out)
+    for name, optimizer in product(a.workloads.split(","), a.optimizers.split(",")):
+        if any((row.workload, row.optimizer) == (name, optimizer) for row in rows):
+            continue
+        rows += workload_rows(name, optimizer, a.data, a.seeds)
+        write_json(a.out, {"rows": [asdict(r) for r in rows], "factors": summary(rows)})
+    print(HEAD, *map(line, rows), sep="\n")
     for optimizer, f in summary(rows).items():
         print(
             f"{optimizer}: factor {f['factor']:.2f}; single rows {f['lowest']:.2f} to"

@@ -144,7 +144,7 @@ def tune_batch_size(
     """
     rates = [float(f"{centre * FACTOR ** (i - RATES // 2):.6g}") for i in range(RATES)]
     trials: list[Trial] = []
-    began = time.monotonic()
+    began = time.process_time()
 
     def run(rates: Sequence[float], seeds: range, known_best: float) -> None:
         trials.extend(
@@ -157,7 +157,7 @@ def tune_batch_size(
                 goals=goals,
                 max_steps=max(50, max_examples // batch_size),
                 known_best=known_best,
-                seconds=max(seconds - (time.monotonic() - began), 1.0),
+                seconds=max(seconds - (time.process_time() - began), 1.0),
             )
         )
 
@@ -169,13 +169,13 @@ def tune_batch_size(
             (p.steps for p in points if p.steps and p.goal == min(goals)), default=math.inf
         )
         rates = missing_rates(points)
-        if not rates or time.monotonic() - began > seconds:
+        if not rates or time.process_time() - began > seconds:
             break
     for _ in range(FILLS if seeds > SCOUTS else 0):
         done = Counter(trial.lr for trial in trials)
         rest = [lr for lr in best_and_neighbours(points) if done[lr] < seeds]
         beyond = missing_rates(points)
-        if not rest + beyond or time.monotonic() - began > seconds:
+        if not rest + beyond or time.process_time() - began > seconds:
             break
         for rates, first in ((rest, SCOUTS), (beyond, 0)):
             if rates:
@@ -214,7 +214,7 @@ def tune(
         goals: validation errors; None for the workload's own.
         seeds: number of seeds; None for the workload's own.
         guess: centre of the first grid of rates; None for the workload's own.
-        seconds_each: wall time for one batch size; what is not done then is not reached.
+        seconds_each: CPU time for one batch size; what is not done then is not reached.
         data: folder of the data files.
         out: JSON file, rewritten after every batch size.
         show: takes one line of progress.
@@ -225,7 +225,7 @@ def tune(
     points: list[TunedPoint] = []
     before = 0
     for batch_size in sorted(batch_sizes or spec.batch_sizes):
-        began = time.monotonic()
+        began = time.process_time()
         centre *= (batch_size / before) ** RATE_EXPONENT if before else 1.0
         new = tune_batch_size(
             task,
@@ -243,7 +243,7 @@ def tune(
             steps = "-" if p.steps is None else f"{p.steps:8.1f} +- {100 * (p.log_se or 0):.0f} %"
             show(
                 f"{name} {optimizer} B {batch_size:5d} error<{p.goal}: {steps} steps at lr {p.lr}"
-                f" ({p.outcome}, {len(p.rates)} rates, {time.monotonic() - began:.1f} s)"
+                f" ({p.outcome}, {len(p.rates)} rates, {time.process_time() - began:.1f} s)"
             )
         if out:
             write_json(
