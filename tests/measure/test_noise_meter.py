@@ -215,6 +215,35 @@ def test_an_abandoned_step_is_discarded():
         np.testing.assert_allclose(meter.history.grad_sq, expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("source", ["examples", "microbatches"])
+def test_a_real_grad_scaler(source):
+    """Its scale is asked for at each step; its skipped step is skipped here too."""
+
+    def run(enabled, steps):
+        model = make_model(torch.float32)
+        optimizer = sgd(model, 0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2, enabled=enabled)
+        meter = NoiseMeter(model, optimizer, source=source, loss_scale=scaler.get_scale)
+        for i, (x, y) in enumerate(data(8, dtype=torch.float32)):
+            if i not in steps:
+                continue
+            optimizer.zero_grad()
+            for part in zip(x.chunk(2), y.chunk(2), strict=True):
+                factor = torch.inf if i == 3 else 1.0
+                scaler.scale(loss(model, part) / 2 * factor).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            scaler.step(optimizer)
+            scaler.update()
+        return meter
+
+    scaled = run(True, range(8))
+    plain = run(False, [0, 1, 2, 4, 5, 6, 7])
+    np.testing.assert_allclose(scaled.history.grad_sq, plain.history.grad_sq, rtol=1e-4)
+    np.testing.assert_allclose(scaled.history.trace_cov, plain.history.trace_cov, rtol=1e-4)
+    assert (scaled.steps, scaled.estimate().skipped_steps) == (7, 1)
+
+
 def test_nothing_measured_yet():
     model = make_model()
     found = NoiseMeter(model, sgd(model)).estimate()

@@ -346,6 +346,14 @@ class ExamplesSource(GradientSource):
         )
 
 
+def fits(model: nn.Module) -> bool:
+    """Whether every trainable parameter can be seen by example, as far as the modules tell."""
+    inventory = Inventory(model)
+    ExamplesSource(model, inventory)
+    mixing = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+    return not (inventory.missing or mixing)
+
+
 def _first_rows(value: Any, size: int, rows: int) -> Any:
     """Copy nested arguments with batch-sized tensors cut to their first rows."""
     if isinstance(value, Tensor):

@@ -380,5 +380,6 @@ class GradientSource(abc.ABC):
             )
         return Refused(
             "gradients arrived without a call of the model itself; call model(...) rather than "
-            "one of its methods, or attach the meter to the module that is called"
+            "one of its methods, and attach the meter to the module that is called, before "
+            "torch.compile"
         )

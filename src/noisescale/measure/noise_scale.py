@@ -18,7 +18,7 @@ from noisescale.measure.arguments import (
     check_level,
     check_loss_scale,
 )
-from noisescale.measure.examples import ExamplesSource
+from noisescale.measure.examples import ExamplesSource, fits
 from noisescale.measure.frozen import measure_noise_scale
 from noisescale.measure.gradients import (
     BatchSizeOf,
@@ -129,15 +129,12 @@ class NoiseMeter:
         self._split_only = False
         self._split_done = False
         self._normalised = False
-        self._use(_first_choice(model, groups) if source == "auto" else source)
+        self._use(source if source != "auto" else "examples" if fits(model) else "microbatches")
         self._log = StepLog(self._source.inventory)
         self._step_hook = (
             None if optimizer is None else optimizer.register_step_pre_hook(self._on_step)
         )
-        self._has_optimizer = optimizer is not None
         self._arm()
-
-    # State
 
     @property
     def source(self) -> str:
@@ -205,7 +202,7 @@ class NoiseMeter:
         Raises:
             InvalidInputError: the meter has an optimizer, whose steps end it already.
         """
-        if self._has_optimizer:
+        if self._step_hook is not None:
             raise InvalidInputError(
                 "close_step()",
                 "a meter without optimizer is required",
@@ -310,8 +307,6 @@ class NoiseMeter:
         self._record(found.step_norms(self._source.inventory), 1.0)
         return True
 
-    # Results
-
     def estimate(self, *, first: int | None = None, last: int | None = None) -> NoiseScale:
         """Estimate the noise scale of the whole model; cheap enough for any time.
 
@@ -401,11 +396,3 @@ class NoiseMeter:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
-
-
-def _first_choice(model: nn.Module, groups: Grouping) -> str:
-    """Examples if every trainable parameter can be seen so, as far as the modules tell."""
-    inventory = Inventory(model, groups)
-    ExamplesSource(model, inventory)
-    mixing = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
-    return "microbatches" if inventory.missing or mixing else "examples"
