@@ -153,7 +153,8 @@ def choose(
 
     Source: McCandlish et al. 2018, eq. 2.11; the rule is this library's own.
     """
-    _check(speed, critical, devices, max_waste, dataset_size, unit, tie)
+    check_wishes(devices=devices, max_waste=max_waste)
+    _check(speed, critical, dataset_size, unit, tie)
     splits = _splits(speed, critical, devices, dataset_size, include)
     table = _rows(splits, critical, max_waste)
     recommended = _recommend(table, tie)
@@ -188,20 +189,12 @@ class _Split:
         return self.seconds, self.replicas, self.accumulation
 
 
-def _check(
-    speed: SpeedCurve,
-    critical: CriticalBatch,
-    devices: Sequence[int],
-    max_waste: float,
-    dataset_size: int,
-    unit: str,
-    tie: float,
-) -> None:
-    for name, value in (("speed", speed.unit), ("critical batch", critical.unit)):
-        if value != unit:
-            raise InvalidInputError(
-                f"{name} counted in {value}", f"{unit} are required", f"convert it to {unit}"
-            )
+def check_wishes(*, devices: Sequence[int], max_waste: float) -> None:
+    """Refuse numbers of devices or a waste that :func:`choose` cannot use, before measuring.
+
+    Raises:
+        InvalidInputError: they cannot be used.
+    """
     if not devices or any(isinstance(n, bool) or n != int(n) or n < 1 for n in devices):
         raise InvalidInputError(
             f"devices {list(devices)}", "positive integers are required", "give for example 1,2,4"
@@ -212,6 +205,16 @@ def _check(
             "a finite ratio above 1 is required (1 means no waste, which no batch reaches)",
             "give for example 1.5",
         )
+
+
+def _check(
+    speed: SpeedCurve, critical: CriticalBatch, dataset_size: int, unit: str, tie: float
+) -> None:
+    for name, value in (("speed", speed.unit), ("critical batch", critical.unit)):
+        if value != unit:
+            raise InvalidInputError(
+                f"{name} counted in {value}", f"{unit} are required", f"convert it to {unit}"
+            )
     if dataset_size < 1:
         raise InvalidInputError(
             f"dataset_size {dataset_size}", "at least 1 is required", "pass the training data"

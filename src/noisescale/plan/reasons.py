@@ -132,8 +132,8 @@ class Reasons:
             return f"It takes at most {_short(waste)} times the fewest examples."
         return (
             f"It takes {_short(row.examples_ratio)} times the fewest examples (at most "
-            f"{_short(waste)} over the band) and {_short(row.steps_ratio)} times the fewest steps (at most "
-            f"{_short(steps)})."
+            f"{_short(waste)} over the band) and {_short(row.steps_ratio)} times the fewest steps "
+            f"(at most {_short(steps)})."
         )
 
     def _tempting(self, row: AdviceRow) -> Iterator[str]:

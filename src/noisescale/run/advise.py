@@ -12,7 +12,7 @@ from typing import Any
 from noisescale import __version__
 from noisescale.errors import InvalidInputError
 from noisescale.measure.speed import scan_speed
-from noisescale.plan.choose import choose, memory_limit, throughput_knee
+from noisescale.plan.choose import check_wishes, choose, memory_limit, throughput_knee
 from noisescale.plan.critical import critical_batch
 from noisescale.records import (
     Advice,
@@ -95,6 +95,7 @@ def advise(
         raise InvalidInputError(
             f"seconds {seconds}", "a positive number is required", "give for example 45"
         )
+    check_wishes(devices=devices, max_waste=max_waste)
     goal = Target.parse(target) if isinstance(target, str) else target
     resolved = resolve_workload(workload, data=data, overrides=overrides)
     goal = goal or resolved.target
