@@ -19,13 +19,13 @@ def judged_time(row: AdviceRow) -> float:
     return math.inf if time is None else time
 
 
-def _short(value: float) -> str:
-    """Three significant digits, never an exponent.
+def _short(value: float | None) -> str:
+    """Three significant digits, never an exponent; ``?`` for what is not known.
 
     >>> _short(461234.5), _short(0.12345), _short(2.0)
     ('461,000', '0.123', '2')
     """
-    return f"{float(f'{value:.3g}'):,.12g}"
+    return "?" if value is None else f"{float(f'{value:.3g}'):,.12g}"
 
 
 def _count(count: int, unit: str) -> str:

@@ -283,4 +283,4 @@ def _warnings(found: _Findings) -> Iterable[str]:
             "the critical batch grows with the depth of the goal; this one is for the part of"
             " the training that was seen"
         )
-    yield from found.speed.not_probed
+    yield from (f"not probed: {what}" for what in found.speed.not_probed)
