@@ -50,6 +50,28 @@ def test_a_full_pass_is_a_census() -> None:
     assert found.high == pytest.approx(exact)
 
 
+def test_a_full_pass_by_micro_batches_is_none() -> None:
+    """|G|^2 is exact, tr(Sigma) depends on the cut: the set covers over random cuts."""
+    rng = np.random.default_rng(4)
+    population = rng.standard_normal((480, 4)) + 0.5
+    exact = population.var(0).sum() / (population.mean(0) ** 2).sum()
+    covered = 0
+    for _ in range(400):
+        micro = population[rng.permutation(480)].reshape(20, 6, 4, 4).mean(2)
+        means = micro.mean(1)
+        found = estimate_frozen(
+            gram=means @ means.T,
+            group_examples=np.full(20, 24),
+            group_units=np.full(20, 6),
+            group_weighted_sq=4 * (micro**2).sum((1, 2)),
+            population_size=480,
+        )
+        assert found.low < found.high
+        covered += found.low <= exact <= found.high
+    # Binomial: 0.95 +- 3.3 standard errors, and the bounds of 93 to 97 %.
+    assert 0.93 - 0.036 <= covered / 400 <= 0.97 + 0.036
+
+
 def test_finite_population_by_enumeration() -> None:
     population = np.random.default_rng(2).standard_normal((6, 2)) + 0.3
     every = [

@@ -44,11 +44,12 @@ def estimate_frozen(
         group_weighted_sq: shape (K,), sum over the group's units of b_i |m_i|^2.
         mean_sq: exact |mean gradient over everything|^2; None takes it from ``gram``.
         population_size: N when the draws were made without replacement from N examples and
-            the gradient meant is the population's; a full pass is then a census.
+            the gradient meant is the population's.
         level: confidence level.
 
     Returns:
-        The pooled unbiased estimate with its set; a census has ``low == high == b_simple``.
+        The pooled unbiased estimate with its set. A full pass by examples is a census with
+        ``low == high == b_simple``; by micro-batches tr(Sigma) is still an estimate.
 
     Raises:
         InvalidInputError: the shapes do not fit, or more examples than the population has.
@@ -80,7 +81,9 @@ def estimate_frozen(
     g, s = float(grad_sq), float(trace_cov)
     if not (np.isfinite(g) and np.isfinite(s)):
         return from_set(g, s, 0, 0, level)
-    if population_size is not None and total >= population_size and g > 0:
+    by_examples = units.sum() >= total
+    whole = population_size is not None and total >= population_size
+    if whole and by_examples and g > 0:
         phi = g / s if s > 0 else np.inf
         return from_set(g, s, phi, phi, level)
     if len(sizes) < MIN_GROUPS:
@@ -103,6 +106,7 @@ def estimate_frozen(
         trace_cov=np.array([s]),
         level=level,
         left=left,
+        trace_left=left if by_examples else 1.0,
     )
     return from_set(g, s, float(low[0]), float(high[0]), level)
 
@@ -137,6 +141,7 @@ def frozen_set(
     trace_cov: Array,
     level: float,
     left: float = 1.0,
+    trace_left: float = 1.0,
 ) -> tuple[Array, Array]:
     """Compute the set for phi = |G|^2 / tr(Sigma) of many pooled measurements at once.
 
@@ -147,6 +152,8 @@ def frozen_set(
         trace_cov: shape (R,), pooled unbiased tr(Sigma).
         level: confidence level.
         left: 1 - n/N, the share of a finite population not drawn.
+        trace_left: the same for tr(Sigma): 1 with units larger than one example, whose
+            trace depends on how a full pass was cut as well.
 
     Returns:
         (low, high) of phi, each of shape (R,); low may be negative.
@@ -156,7 +163,7 @@ def frozen_set(
     from scipy.special import stdtrit
 
     groups = gram.shape[-1]
-    spread = _spread(gram, group_trace, left)
+    spread = _spread(gram, group_trace, left, trace_left)
     quantile = float(stdtrit(groups - 1, (1 + level) / 2))
 
     def accepted(phi: Array) -> npt.NDArray[np.bool_]:
@@ -194,7 +201,7 @@ def _edge(accepted: object, point: Array, reach: Array, *, sign: float) -> Array
     return inside
 
 
-def _spread(gram: Array, group_trace: Array, left: float) -> _Spread:
+def _spread(gram: Array, group_trace: Array, left: float, trace_left: float) -> _Spread:
     groups = gram.shape[-1]
     centred = (
         gram
@@ -211,10 +218,10 @@ def _spread(gram: Array, group_trace: Array, left: float) -> _Spread:
     products = (gram.sum(-1) - diagonal) / (groups - 1)
     linear = 4 * products.var(-1, ddof=1) / groups - _DEGENERATE_SHARE * square
     linear = np.maximum(linear, 0) * left
-    of_trace = group_trace.var(-1, ddof=1) / groups * left
+    of_trace = group_trace.var(-1, ddof=1) / groups * trace_left
     d_products = products - products.mean(-1, keepdims=True)
     d_trace = group_trace - group_trace.mean(-1, keepdims=True)
-    covariance = 2 * (d_products * d_trace).sum(-1) / nu / groups * left
+    covariance = 2 * (d_products * d_trace).sum(-1) / nu / groups * np.sqrt(left * trace_left)
     scale = np.sqrt(np.maximum(linear * of_trace, 1e-300))
     return _Spread(
         linear=linear,
