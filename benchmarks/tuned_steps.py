@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -216,15 +217,18 @@ def tune(
         guess: centre of the first grid of rates; None for the workload's own.
         seconds_each: CPU time for one batch size; what is not done then is not reached.
         data: folder of the data files.
-        out: JSON file, rewritten after every batch size.
+        out: JSON file, rewritten after every batch size; what it holds of other batch sizes stays.
         show: takes one line of progress.
     """
     spec, task = SPECS[name], load_task(name, data)
     goals = tuple(goals or spec.goals)
     centre = guess or spec.guess * (0.1 if optimizer == "momentum" else 1.0)
+    sizes = sorted(batch_sizes or spec.batch_sizes)
     points: list[TunedPoint] = []
+    kept = json.loads(out.read_text())["points"] if out and out.is_file() else []
+    kept = [p for p in kept if p["batch_size"] not in sizes]
     before = 0
-    for batch_size in sorted(batch_sizes or spec.batch_sizes):
+    for batch_size in sizes:
         began = time.process_time()
         centre *= (batch_size / before) ** RATE_EXPONENT if before else 1.0
         new = tune_batch_size(
@@ -246,10 +250,8 @@ def tune(
                 f" ({p.outcome}, {len(p.rates)} rates, {time.process_time() - began:.1f} s)"
             )
         if out:
-            write_json(
-                out,
-                {"workload": name, "optimizer": optimizer, "points": [asdict(p) for p in points]},
-            )
+            every = sorted(kept + [asdict(p) for p in points], key=itemgetter("batch_size"))
+            write_json(out, {"workload": name, "optimizer": optimizer, "points": every})
     return points
 
 
