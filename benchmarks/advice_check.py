@@ -16,6 +16,8 @@ Fixed before the first full run:
   figure   rms of log(measured / table's point)
 The optimizer factors behind the band come from other workloads (optimizer_factor.py).
 Also shown: Bcrit of the tuned points against the advised band.
+
+Changes after the first full run: the advice itself pools up to four runs (its band was 5.5 wide).
 """
 
 from __future__ import annotations

@@ -35,6 +35,15 @@ class History:
     grad_sq: Array
     trace_cov: Array
 
+    def until(self, end: int) -> History:
+        """Return the first ``end`` entries."""
+        return History(
+            step=self.step[:end],
+            examples=self.examples[:end],
+            grad_sq=self.grad_sq[:end],
+            trace_cov=self.trace_cov[:end],
+        )
+
 
 class StepLog:
     """Squared norms of every measured step, per group; steps that are not finite are counted."""

@@ -166,11 +166,11 @@ class Advice(Record):
         max_waste: E/Emin that the user accepts.
         devices: numbers of replicas asked for.
         speed: the scan behind memory and knee.
-        noise_scale: the measurement behind the critical batch.
-        trajectory: the noise scale along the measured run.
-        groups: the noise scale per parameter group.
-        first: the noise scale over the first quarter of the run.
-        last: the noise scale over the last quarter of the run.
+        noise_scale: the measurement behind the critical batch, pooled over one or more runs.
+        trajectory: the noise scale along the first of them.
+        groups: the noise scale per parameter group, first run.
+        first: the noise scale over the first quarter of the first run.
+        last: the noise scale over the last quarter of the first run.
         warnings: what a reader must know besides, one sentence each.
         seconds: wall time of the whole command.
         version: version of noisescale.

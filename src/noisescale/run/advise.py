@@ -26,8 +26,9 @@ from noisescale.records import (
     Target,
 )
 from noisescale.run.dry_run import check_workload
-from noisescale.run.measuring import MeasuredRun, Progress, measure_run
+from noisescale.run.measuring import Progress
 from noisescale.run.rate_check import check_rate
+from noisescale.run.repeated import RUNS, RepeatedRuns, measure_runs
 from noisescale.run.resolve import resolve_workload
 from noisescale.workload import Workload
 
@@ -139,7 +140,7 @@ class _Findings:
     target: Target | None
     speed: SpeedCurve
     rate: RateCheck
-    measured: MeasuredRun
+    measured: RepeatedRuns
 
     @property
     def recipe(self) -> Recipe:
@@ -178,14 +179,14 @@ def _noise(
     seed: int,
     seconds: float,
     progress: Progress | None,
-) -> tuple[MeasuredRun, RateCheck]:
+) -> tuple[RepeatedRuns, RateCheck]:
     """Measure at the best rate; where that is not the recipe's, say what its own would read."""
     moved = rate.measured_lr != rate.lr
     first = seconds * (1 - SECOND_SHARE) if moved else seconds
     measured = _run(workload, rate.measured_lr, target, seed, first, progress)
     if not moved:
         return measured, rate
-    own = _run(workload, rate.lr, target, seed, seconds * SECOND_SHARE, progress)
+    own = _run(workload, rate.lr, target, seed, seconds * SECOND_SHARE, progress, runs=1)
     values = rate.to_dict() | {"b_simple_at_lr": own.noise_scale.b_simple}
     return measured, RateCheck.from_dict(values)
 
@@ -197,14 +198,16 @@ def _run(
     seed: int,
     seconds: float,
     progress: Progress | None,
-) -> MeasuredRun:
-    return measure_run(
+    runs: int = RUNS,
+) -> RepeatedRuns:
+    return measure_runs(
         workload,
         recipe=workload.recipe.with_changes(lr=lr),
         seed=seed,
         target=target,
         max_steps=MAX_STEPS,
         max_seconds=seconds,
+        runs=runs,
         on_progress=progress,
     )
 
@@ -245,10 +248,10 @@ def _advice(
         devices=devices,
         speed=found.speed,
         noise_scale=measured.noise_scale,
-        trajectory=measured.trajectory,
-        groups=measured.groups,
-        first=measured.first,
-        last=measured.last,
+        trajectory=measured.first.trajectory,
+        groups=measured.first.groups,
+        first=measured.first.first,
+        last=measured.first.last,
         warnings=tuple(_warnings(found)),
         seconds=time.perf_counter() - began,
         version=__version__,
@@ -256,21 +259,24 @@ def _advice(
 
 
 def _phase(found: _Findings) -> str:
-    run = found.measured.run
-    if run.steps_to_target is not None:
-        return f"pooled from the start to {found.target} ({run.steps_to_target:.0f} steps)"
+    reached = [one.run.steps_to_target for one in found.measured.runs]
+    steps = found.measured.first.run.steps
+    if reached[0] is not None:
+        counts = ", ".join(f"{count:.0f}" for count in reached if count is not None)
+        runs = f"{len(reached)} runs of {counts} steps" if len(reached) > 1 else f"{counts} steps"
+        return f"pooled from the start to {found.target} ({runs})"
     if found.target is not None:
-        return f"pooled over the first {run.steps} steps, {found.target} not yet reached"
-    return f"pooled over the first {run.steps} steps"
+        return f"pooled over the first {steps} steps, {found.target} not yet reached"
+    return f"pooled over the first {steps} steps"
 
 
 def _warnings(found: _Findings) -> Iterable[str]:
-    yield from found.measured.warnings
+    yield from found.measured.first.warnings
     if found.rate.verdict in ("too_low", "too_high"):
         yield found.rate.detail
     if found.rate.verdict == "unclear":
         yield f"{UNTUNED_WARNING} ({found.rate.detail})"
-    noise = found.measured.noise_scale
+    noise, run = found.measured.noise_scale, found.measured.first.run
     if not noise.parameters_seen.complete:
         missing = noise.parameters_seen.missing
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
@@ -278,7 +284,7 @@ def _warnings(found: _Findings) -> Iterable[str]:
             f"{noise.parameters_seen.seen} of {noise.parameters_seen.total} parameters were"
             f" measured; left out: {shown}"
         )
-    if noise.outcome is Outcome.DETERMINED and found.measured.run.steps_to_target is None:
+    if noise.outcome is Outcome.DETERMINED and run.steps_to_target is None:
         yield (
             "the critical batch grows with the depth of the goal; this one is for the part of"
             " the training that was seen"

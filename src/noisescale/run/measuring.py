@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.measure.arguments import check_count
 from noisescale.measure.noise_scale import NoiseMeter, measure_noise_scale
+from noisescale.measure.step_log import History
 from noisescale.records import Measurement, NoiseScale, Recipe, Target, TrajectoryRow
 from noisescale.run.dry_run import check_workload, fresh_model
 from noisescale.run.resolve import resolve_workload
@@ -58,6 +59,7 @@ class MeasuredRun:
         groups: pooled alike, per parameter group.
         trajectory: windows along the run, oldest first.
         warnings: what a reader must know besides, one sentence each.
+        moments: of the steps that were pooled, one entry each.
     """
 
     run: TrainingRun
@@ -67,6 +69,7 @@ class MeasuredRun:
     groups: dict[str, NoiseScale]
     trajectory: tuple[TrajectoryRow, ...]
     warnings: tuple[str, ...]
+    moments: History
 
 
 def measure_workload(
@@ -301,7 +304,8 @@ def _population(workload: Workload, target: Target | None) -> int | None:
 
 
 def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> MeasuredRun:
-    before = meter.history.step
+    history = meter.history
+    before = history.step
     goal = math.inf if run.steps_to_target is None else run.steps_to_target
     end = int((before < goal).sum())
     quarter = end // 4
@@ -313,6 +317,7 @@ def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> Meas
         groups=meter.estimate_groups(last=end),
         trajectory=trajectory(meter, run),
         warnings=tuple(_warnings(run, target)),
+        moments=history.until(end),
     )
 
 
