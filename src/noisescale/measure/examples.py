@@ -8,13 +8,13 @@ what its parameters really received.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
@@ -26,21 +26,17 @@ from noisescale.measure.gradients import (
     Refused,
     StepNorms,
     on_gradient,
-    squared_norm,
     tensors_in,
 )
+from noisescale.measure.rules.account import Account
+from noisescale.measure.rules.registry import NOT_BATCHED, Call, Dims, replaced, without_tensors
+from noisescale.measure.rules.uses import Use, square_sums
 from noisescale.measure.untouched import untouched
 
-# Largest relative difference between a layer's own gradient and what its parameter received
-# that rounding explains, in full and in half precision. (assumed; TF32 rounds at 1e-3)
-_SAME_GRADIENT = 5e-3
-_SAME_GRADIENT_HALF = 5e-2
-
-_NOT_BATCHED = "its input does not start with the batch dimension"
-_REUSED = "its module ran more than once in one forward pass, or was differentiated twice"
+_TWICE = "its module was differentiated twice in one forward pass"
+_OVERWRITTEN = "the input of its module was changed in place after the call"
 _UNCERTAIN = "whether its input starts with the batch dimension could not be told"
-_HALF = (torch.float16, torch.bfloat16)
-_OUTSIDE = "its gradient does not come from one call of its module alone"
+_OUTSIDE = "its gradient does not come from calls of its module alone"
 
 
 @dataclass(eq=False)
@@ -52,18 +48,12 @@ class Layer:
         index: its place among the layers.
         rule: how it is measured.
         slots: own parameter name -> index in the inventory.
-        checked: whether its own gradient was compared with what its parameters receive.
-        half: whether its gradient came in half precision.
-        own: its own gradient of this backward pass, until it is compared.
     """
 
     module: nn.Module
     index: int
     rule: Rule
     slots: dict[str, int]
-    checked: bool = False
-    half: bool = False
-    own: dict[int, Tensor] = field(default_factory=dict)
 
 
 class ExamplesSource(GradientSource):
@@ -84,28 +74,34 @@ class ExamplesSource(GradientSource):
         self._fired: list[Forward] = []
         self._mixing = ""
         self._aligned = False
-        self._ambiguous: set[int] = set()
+        self._batched: dict[int, list[tuple[int, int]]] = {}
         self._inputs: set[int] = set()
+        self._probed: dict[int, bool] | None = None
+        self._half_size = 0
         self._checks: list[RemovableHandle] = []
-        self._probed: dict[int, int] | None = None
-        self._errors: dict[int, Tensor] = {}
         self._norm_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self._shapes = {i: slot.tensor.shape for i, slot in enumerate(inventory.slots)}
+        self._account = Account(self._shapes)
         self._layers = self._find_layers()
 
     def _find_layers(self) -> list[Layer]:
-        layers: dict[int, Layer] = {}
-        for index, slot in enumerate(self.inventory.slots):
-            rule = rule_for(slot.owner)
-            if slot.shared:
-                self.inventory.drop(index, "it is shared by several modules (tied weights)")
-            elif isinstance(rule, str):
-                self.inventory.drop(index, rule)
-            else:
-                layer = layers.setdefault(
-                    id(slot.owner), Layer(slot.owner, len(layers), rule, slots={})
-                )
-                layer.slots[slot.key] = index
-        return list(layers.values())
+        indices = {id(slot.tensor): i for i, slot in enumerate(self.inventory.slots)}
+        layers: list[Layer] = []
+        answered_for: set[nn.Module] = set()
+        for module in self.model.modules():
+            rule = rule_for(module)
+            named = module._parameters if isinstance(rule, str) else rule.parameters(module)
+            slots = {key: indices[id(p)] for key, p in named.items() if id(p) in indices}
+            if module in answered_for or not slots:
+                continue
+            if isinstance(rule, str):
+                for index in slots.values():
+                    self.inventory.drop(index, rule)
+                continue
+            layers.append(Layer(module, len(layers), rule, slots))
+            if any("." in key for key in slots):
+                answered_for.update(module.modules())
+        return layers
 
     # Hooks
 
@@ -114,15 +110,16 @@ class ExamplesSource(GradientSource):
         seen = set(self.inventory.seen)
         for layer in self._layers:
             if not seen.isdisjoint(layer.slots.values()):
-                hook = layer.module.register_forward_hook(self._layer_hook(layer), prepend=True)
-                self._handles.append(hook)
+                self._handles.append(
+                    layer.module.register_forward_hook(
+                        self._layer_hook(layer), prepend=True, with_kwargs=True
+                    )
+                )
         for name, module in self._norm_layers:
             self._handles.append(module.register_forward_hook(self._mixing_hook(name)))
-        for layer in self._layers:
-            if not layer.checked:
-                for index in layer.slots.values():
-                    parameter = self.inventory.slots[index].tensor
-                    self._checks.append(on_gradient(parameter, self._check_hook(layer, index)))
+        for index in seen & self._account.unchecked:
+            parameter = self.inventory.slots[index].tensor
+            self._checks.append(on_gradient(parameter, self._account.hook(index)))
 
     def pause(self) -> None:
         """Remove every hook; ``open()`` installs them again."""
@@ -150,115 +147,134 @@ class ExamplesSource(GradientSource):
         return hook
 
     def _layer_hook(self, layer: Layer) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._probed is not None and args:
-                self._probed[layer.index] = args[0].shape[0] if args[0].dim() else 0
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._probed is not None:
+                self._note_lengths(layer, tensors_in([*args, *kwargs.values()]))
             forward = self._forward
-            if forward is None or not torch.is_grad_enabled() or not output.requires_grad:
+            if forward is None or not torch.is_grad_enabled():
                 return
-            x = args[0] if args else None
-            if not self._is_batched(layer, forward, x):
-                self._drop(layer, _NOT_BATCHED)
+            outputs = tensors_in(output)
+            if not any(t.requires_grad for t in outputs):
                 return
-            assert x is not None
-            inputs = x.detach()
-            on_gradient(output, lambda g: self._answer(layer, forward, inputs, g.detach()))
+            call = self._call(layer, forward, args, kwargs, outputs)
+            if isinstance(call, str):
+                self._drop(layer, call)
+                return
+            for index in layer.slots.values():
+                forward.expected[index] = forward.expected.get(index, 0) + 1
+            if len(outputs) == 1:
+                on_gradient(outputs[0], lambda g: self._answer(layer, forward, call, [g]))
+            else:
+                live = [i for i, t in enumerate(outputs) if t.requires_grad]
+
+                def answer(gradients: Sequence[Tensor | None]) -> None:
+                    by_output = dict(zip(live, gradients, strict=True))
+                    every = [by_output.get(i) for i in range(len(outputs))]
+                    self._answer(layer, forward, call, every)
+
+                register_multi_grad_hook([outputs[i] for i in live], answer)
 
         return hook
 
-    def _is_batched(self, layer: Layer, forward: Forward, x: Tensor | None) -> bool:
-        if x is None or not layer.rule.batched(layer.module, x):
-            return False
-        if x.shape[0] != forward.size:
-            return False
+    def _call(
+        self,
+        layer: Layer,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: list[Tensor],
+    ) -> Call | str:
+        dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
+        if isinstance(dims, str):
+            return dims
+        out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
+        if isinstance(out_dims, str):
+            return out_dims
+        tensors = tensors_in([*args, *kwargs.values()])
         if not self._aligned:
-            # Another dimension of the same length, or an input that no layer made: the first
-            # dimension may be anything of the batch's size.
-            made = x.grad_fn is not None or x.untyped_storage().data_ptr() in self._inputs
-            if forward.size in x.shape[1:] or not made:
-                self._ambiguous.add(layer.index)
-        return True
+            self._doubt(layer, forward.size, tensors, dims)
+        return Call(
+            layer=layer.module,
+            tensors=[t.detach() for t in tensors],
+            dims=dims,
+            arguments=without_tensors(args, kwargs),
+            outputs=out_dims,
+            versions=[t._version for t in tensors],
+        )
 
-    def _answer(self, layer: Layer, forward: Forward, x: Tensor, grad: Tensor) -> None:
+    def _answer(
+        self, layer: Layer, forward: Forward, call: Call, gradients: Sequence[Tensor | None]
+    ) -> None:
         try:
-            self._fire(layer, forward, x, grad)
+            self._fire(layer, forward, call, [None if g is None else g.detach() for g in gradients])
         except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
             self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
 
-    def _fire(self, layer: Layer, forward: Forward, x: Tensor, grad: Tensor) -> None:
+    def _fire(
+        self, layer: Layer, forward: Forward, call: Call, gradients: list[Tensor | None]
+    ) -> None:
         if forward.window != self._window or not self._watching:
             return
-        if layer.index in forward.fired:
-            self._drop(layer, _REUSED)
+        if call.gradients:
+            self._drop(layer, _TWICE)
             return
+        if call.versions != [t._version for t in call.tensors]:
+            self._drop(layer, _OVERWRITTEN)
+            return
+        call.gradients = gradients
         if not forward.fired:
+            forward.fired = True
             self._fired.append(forward)
-        forward.fired.add(layer.index)
-        for key, norms in layer.rule.norms(layer.module, x, grad).items():
-            index = layer.slots.get(key)
-            if index is not None:
-                total = norms.sum()
-                before = self._squares.get(index)
-                self._squares[index] = total if before is None else before + total
-        if not layer.checked:
-            layer.half |= grad.dtype in _HALF or x.dtype in _HALF
-            self._own_gradient(layer, x, grad)
+        ready: dict[int, list[Use]] = {}
+        here: dict[int, list[Use]] = {}
+        for key, index in layer.slots.items():
+            if self.inventory.slots[index].missing is None:
+                use = Use(layer.rule, call, key)
+                here.setdefault(index, []).append(use)
+                waiting = forward.waiting.setdefault(index, [])
+                waiting.append(use)
+                if len(waiting) == forward.expected[index]:
+                    ready[index] = forward.waiting.pop(index)
+        self._add_squares(ready)
+        self._account.add(here, call)
+
+    def _add_squares(self, uses: dict[int, list[Use]]) -> None:
+        if not uses:
+            return
+        for index, value in square_sums(uses, self._shapes).items():
+            before = self._squares.get(index)
+            self._squares[index] = value if before is None else before + value
 
     def _drop(self, layer: Layer, reason: str) -> None:
         for index in layer.slots.values():
             self.inventory.drop(index, reason)
 
-    # Is the layer's own gradient all that its parameters receive?
-
-    def _own_gradient(self, layer: Layer, x: Tensor, grad: Tensor) -> None:
-        clone: Any = object.__new__(type(layer.module))
-        leaves = {
-            key: None if p is None else p.detach().requires_grad_(p.requires_grad)
-            for key, p in layer.module._parameters.items()
-        }
-        vars(clone).update({**layer.module.__dict__, "_parameters": leaves})
-        wanted = [leaf for key in layer.slots if (leaf := leaves[key]) is not None]
-        # forward, not __call__: nobody's hooks run.
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            output = clone.forward(x.to(wanted[0].dtype) if x.is_floating_point() else x)
-        own = torch.autograd.grad(output, wanted, grad.to(output.dtype))
-        for index, gradient in zip(layer.slots.values(), own, strict=True):
-            before = layer.own.get(index)
-            layer.own[index] = gradient if before is None else before + gradient
-
-    def _check_hook(self, layer: Layer, index: int) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            own = layer.own.pop(index, None)
-            if own is None or layer.checked:
-                return
-            received = gradient.detach()
-            if received.is_sparse:
-                received = received.to_dense()
-            if own.is_sparse:
-                own = own.to_dense()
-            pair = torch.stack([squared_norm(received - own), squared_norm(own)])
-            before = self._errors.get(index)
-            self._errors[index] = pair if before is None else torch.maximum(before, pair)
-
-        return hook
-
-    def _settle_checks(self) -> None:
-        if not self._errors:
-            return
-        for layer in self._layers:
-            pairs = [self._errors[i].tolist() for i in layer.slots.values() if i in self._errors]
-            finite = all(math.isfinite(value) for pair in pairs for value in pair)
-            if layer.checked or len(pairs) < len(layer.slots) or not finite:
-                continue
-            layer.checked = True
-            bound = _SAME_GRADIENT_HALF if layer.half else _SAME_GRADIENT
-            if any(error > bound**2 * size for error, size in pairs):
-                self._drop(layer, _OUTSIDE)
-        if all(layer.checked for layer in self._layers):
+    def _settle(self) -> None:
+        for index in self._account.settle():
+            for layer in self._layers:
+                if index in layer.slots.values():
+                    self._drop(layer, _OUTSIDE)
+        if self._account.unchecked.isdisjoint(self.inventory.seen):
             self._end_checks()
-        self._errors.clear()
 
-    # Is the first dimension of every layer's input the batch?
+    # Is it really the batch that a layer's input starts with?
+
+    def _doubt(self, layer: Layer, size: int, tensors: list[Tensor], dims: Dims) -> None:
+        """Note inputs with another dimension of the batch's length, or that no layer made."""
+        for position, (x, dim) in enumerate(zip(tensors, dims, strict=True)):
+            if dim is not None:
+                made = x.grad_fn is not None or x.untyped_storage().data_ptr() in self._inputs
+                if list(x.shape).count(size) > 1 or not made:
+                    self._batched.setdefault(layer.index, []).append((position, dim))
+
+    def _note_lengths(self, layer: Layer, tensors: list[Tensor]) -> None:
+        assert self._probed is not None
+        doubtful = self._batched.get(layer.index, [])
+        halved = all(
+            p < len(tensors) and d < tensors[p].dim() and tensors[p].shape[d] == self._half_size
+            for p, d in doubtful
+        )
+        self._probed[layer.index] = halved and self._probed.get(layer.index, True)
 
     def _finish_forward(
         self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -266,28 +282,27 @@ class ExamplesSource(GradientSource):
         del output
         if self._aligned:
             return
-        if self._ambiguous and forward.size >= 2:
+        if self._batched and forward.size >= 2:
             self._probe_alignment(forward.size, args, kwargs)
+        self._batched.clear()
         self._aligned = True
 
     def _probe_alignment(self, size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run half the batch without gradients: inputs that keep their length hold no batch."""
-        half = max(1, size // 2)
+        self._half_size = half = max(1, size // 2)
         self._probed = {}
         try:
             with untouched(self.model), torch.no_grad():
-                self.model(
-                    *(_first_rows(a, size, half) for a in args),
-                    **{k: _first_rows(v, size, half) for k, v in kwargs.items()},
-                )
+                cut_args, cut_kwargs = _first_rows((args, kwargs), size, half)
+                self.model(*cut_args, **cut_kwargs)
         except Exception:  # noqa: BLE001 - a model that cannot run on half a batch says nothing
             for layer in self._layers:
-                if layer.index in self._ambiguous:
+                if layer.index in self._batched:
                     self._drop(layer, _UNCERTAIN)
         else:
             for layer in self._layers:
-                if self._probed.get(layer.index, half) != half:
-                    self._drop(layer, _NOT_BATCHED)
+                if not self._probed.get(layer.index, True):
+                    self._drop(layer, NOT_BATCHED)
         finally:
             self._probed = None
 
@@ -296,10 +311,9 @@ class ExamplesSource(GradientSource):
     def _clear(self) -> None:
         self._squares.clear()
         self._fired.clear()
-        self._errors.clear()
         self._mixing = ""
-        for layer in getattr(self, "_layers", ()):
-            layer.own.clear()
+        if hasattr(self, "_account"):
+            self._account.clear()
 
     def _close(self) -> StepNorms | Refused:
         if self._mixing:
@@ -310,7 +324,10 @@ class ExamplesSource(GradientSource):
             )
         if not self._forwards:
             return self._no_forward()
-        self._settle_checks()
+        self._settle()
+        for forward in self._fired:
+            # Uses that had no part in the loss never answer.
+            self._late(forward)
         for index in self._mean:
             if index not in self._squares:
                 self.inventory.drop(index, _OUTSIDE)
@@ -320,6 +337,15 @@ class ExamplesSource(GradientSource):
         if not squares:
             return self._nothing_seen()
         return self._norms(squares, [forward.size for forward in self._fired])
+
+    def _late(self, forward: Forward) -> None:
+        seen = {i: u for i, u in forward.waiting.items() if i in self.inventory.seen}
+        forward.waiting = {}
+        try:
+            self._add_squares(seen)
+        except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
+            for index in seen:
+                self.inventory.drop(index, f"its rule failed ({type(error).__name__}: {error})")
 
     def _nothing_seen(self) -> Refused:
         name, reason = next(iter(self.inventory.missing.items()), ("", "no gradient arrived"))
@@ -354,13 +380,10 @@ def fits(model: nn.Module) -> bool:
     return not (inventory.missing or mixing)
 
 
-def _first_rows(value: Any, size: int, rows: int) -> Any:
+def _first_rows(arguments: Any, size: int, rows: int) -> Any:
     """Copy nested arguments with batch-sized tensors cut to their first rows."""
-    if isinstance(value, Tensor):
-        cut = value.dim() > 0 and value.shape[0] == size
-        return value[:rows].clone() if cut else value
-    if isinstance(value, Mapping):
-        return {k: _first_rows(v, size, rows) for k, v in value.items()}
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(_first_rows(v, size, rows) for v in value)
-    return value
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:rows].clone() if tensor.dim() and tensor.shape[0] == size else tensor
+
+    return replaced(arguments, cut)

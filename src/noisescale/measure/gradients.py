@@ -65,14 +65,18 @@ class Refused:
 
 
 class Forward:
-    """One forward pass of the watched model, and which layers answered for it."""
+    """One forward pass of the watched model, and the uses of its parameters."""
 
-    __slots__ = ("fired", "size", "window")
+    __slots__ = ("expected", "fired", "size", "waiting", "window")
 
     def __init__(self, size: int, window: int) -> None:
         self.size = size
         self.window = window
-        self.fired: set[int] = set()
+        self.fired = False
+        self.expected: dict[int, int] = {}
+        """How often each parameter was used, by its index."""
+        self.waiting: dict[int, list[Any]] = {}
+        """Its uses so far whose gradient came, until all have."""
 
 
 @dataclass
@@ -82,31 +86,20 @@ class Slot:
     Attributes:
         name: its name in ``model.named_parameters()``.
         tensor: the parameter.
-        owner: the module that holds it.
-        key: its name in the owner.
         group: the group it is reported under.
-        shared: whether more than one module holds it (tied weights).
         missing: why it is not seen; None while it is.
     """
 
     name: str
     tensor: nn.Parameter
-    owner: nn.Module
-    key: str
     group: str
-    shared: bool
     missing: str | None = None
 
 
 class Inventory:
-    """The trainable parameters of a model, who owns them, and which of them are seen."""
+    """The trainable parameters of a model, and which of them are seen."""
 
     def __init__(self, model: nn.Module, groups: Grouping = None) -> None:
-        owners: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in model.modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append((module, key))
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise InvalidInputError(
@@ -116,15 +109,7 @@ class Inventory:
             )
         group_of = _group_function([name for name, _ in named], groups)
         self.slots = [
-            Slot(
-                name=name,
-                tensor=parameter,
-                owner=owners[id(parameter)][0][0],
-                key=owners[id(parameter)][0][1],
-                group=group_of(name),
-                shared=len(owners[id(parameter)]) > 1,
-            )
-            for name, parameter in named
+            Slot(name=name, tensor=parameter, group=group_of(name)) for name, parameter in named
         ]
 
     @property

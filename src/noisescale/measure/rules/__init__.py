@@ -1,0 +1,1 @@
+"""Per-example gradients of single layers, one file per family of layers."""

@@ -1,0 +1,110 @@
+"""Convolutions and transposed convolutions of one to three dimensions."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from noisescale.measure.rules import parts as _parts
+from noisescale.measure.rules.parts import Outer, Part, wide
+from noisescale.measure.rules.registry import example_rule, trained
+
+
+def _batched(layer: nn.Module, x: Tensor) -> bool:
+    assert isinstance(layer, _ConvNd)
+    return x.dim() == len(layer.kernel_size) + 2
+
+
+def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
+    """Examples whose unfolded patches fill one buffer."""
+    assert isinstance(layer, _ConvNd)
+    positions = x if isinstance(layer, _ConvTransposeNd) else g
+    patch = layer.weight[0].numel() * layer.groups
+    return max(1, _parts.CHUNK_ELEMENTS // max(1, patch * prod(positions.shape[2:])))
+
+
+_OPTIONS: dict[str, Any] = {"batched": _batched, "step": _step}
+
+
+@example_rule(nn.Conv1d, **_OPTIONS)
+@example_rule(nn.Conv2d, **_OPTIONS)
+@example_rule(nn.Conv3d, **_OPTIONS)
+def convolution(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
+    """Convolution with groups, stride, dilation and any padding: a Linear on its patches."""
+    assert isinstance(layer, _ConvNd)
+    x, g = wide(x), wide(g)
+    found: dict[str, Part] = {}
+    if trained(layer, "weight"):
+        found["weight"] = _outer(layer, g, _patches(layer, x, g.shape[2:]))
+    if trained(layer, "bias"):
+        found["bias"] = g.flatten(2).sum(2)
+    return found
+
+
+@example_rule(nn.ConvTranspose1d, more_inputs=True, **_OPTIONS)
+@example_rule(nn.ConvTranspose2d, more_inputs=True, **_OPTIONS)
+@example_rule(nn.ConvTranspose3d, more_inputs=True, **_OPTIONS)
+def transposed(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
+    """Transposed convolution: input and output change places, so patches are the gradient's."""
+    assert isinstance(layer, _ConvTransposeNd)
+    x, g = wide(x), wide(g)
+    found: dict[str, Part] = {}
+    if trained(layer, "weight"):
+        found["weight"] = _outer(layer, x, _patches(layer, g, x.shape[2:]))
+    if trained(layer, "bias"):
+        found["bias"] = g.flatten(2).sum(2)
+    return found
+
+
+def _outer(layer: _ConvNd, channels: Tensor, patches: Tensor) -> Outer:
+    """Positions against patches: (n, c, *positions) and (n, channels * kernel, positions)."""
+    items = len(channels) * layer.groups
+    positions = prod(channels.shape[2:])
+    left = channels.reshape(items, channels.shape[1] // layer.groups, positions)
+    right = patches.reshape(items, patches.shape[1] // layer.groups, positions)
+    return Outer(left.mT, right.mT, layer.groups)
+
+
+def _patches(layer: _ConvNd, x: Tensor, positions: Any) -> Tensor:
+    """Pad and unfold to (batch, channels * kernel, positions)."""
+    size, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    widths = _pad_widths(layer)
+    if len(size) == 2 and not isinstance(layer, _ConvTransposeNd):
+        # F.unfold pads with zeros by itself, the same on both sides.
+        padding = (widths[2], widths[0])
+        if layer.padding_mode == "zeros" and padding == (widths[3], widths[1]):
+            return F.unfold(x, size, dilation=dilation, padding=padding, stride=stride)
+        return F.unfold(_padded(layer, x, widths), size, dilation=dilation, stride=stride)
+    windows = _padded(layer, x, widths)
+    for axis, (k, d, s) in enumerate(zip(size, dilation, stride, strict=True), start=2):
+        windows = windows.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+        # An output wider than its positions need (output_padding) has windows to spare.
+        windows = windows.narrow(axis, 0, positions[axis - 2])
+    axes = range(2, 2 + len(size))
+    kernel_first = windows.permute(0, 1, *(a + len(size) for a in axes), *axes)
+    return kernel_first.reshape(len(x), x.shape[1] * prod(size), prod(positions))
+
+
+def _padded(layer: _ConvNd, x: Tensor, widths: list[int]) -> Tensor:
+    if not any(widths):
+        return x
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, widths, mode=mode)
+
+
+def _pad_widths(layer: _ConvNd) -> list[int]:
+    """Padding in the order of ``F.pad``: last dimension first."""
+    widths: list[int] = []
+    for axis in reversed(range(len(layer.kernel_size))):
+        if layer.padding == "valid":
+            widths += [0, 0]
+        elif isinstance(layer.padding, str):
+            whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            widths += [whole // 2, whole - whole // 2]
+        else:
+            widths += [int(layer.padding[axis])] * 2
+    return widths

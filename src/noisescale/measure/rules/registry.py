@@ -1,0 +1,221 @@
+"""The rules by kind of layer, and how to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from noisescale.measure.rules import parts as _parts
+from noisescale.measure.rules.parts import Part
+
+GradientsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Part]]
+NormsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
+
+NOT_BATCHED = "its input does not start with the batch dimension"
+MORE_INPUTS = "it was called with more than its input"
+
+
+Dims = list[int | None]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer in one forward pass.
+
+    Attributes:
+        layer: the layer.
+        tensors: the tensors among its arguments, in order, detached.
+        dims: the batch dimension of each of them, None where it has none.
+        arguments: its arguments, to be filled with tensors again.
+        outputs: batch dimension of each output tensor.
+        versions: how often each tensor had been changed in place.
+        gradients: the gradient of each output, None where none came; empty until they come.
+    """
+
+    layer: nn.Module
+    tensors: list[Tensor]
+    dims: Dims
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    outputs: list[int] = field(default_factory=lambda: [0])
+    versions: list[int] = field(default_factory=list)
+    gradients: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the only output."""
+        assert self.gradients[0] is not None
+        return self.gradients[0]
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        sizes = (t.shape[d] for t, d in zip(self.tensors, self.dims, strict=True) if d is not None)
+        return next(sizes)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of layer is measured.
+
+    Attributes:
+        parts: what each own parameter gets from the given examples of a call.
+        step: how many examples to take at a time.
+        inputs: batch dimension of every tensor of a call, given (layer, args, kwargs, batch
+            size), or why the call cannot be measured.
+        outputs: batch dimensions of its outputs, given (layer, output tensors, batch size),
+            or why not.
+        parameters: the parameters it answers for, by name.
+        usable: why a layer of this kind cannot be measured, or None.
+        norms: a faster way to the squared norms of a single call.
+    """
+
+    parts: Callable[[Call, slice], Mapping[str, Part]]
+    step: Callable[[Call], int]
+    inputs: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Dims | str]
+    outputs: Callable[[nn.Module, list[Tensor], int], list[int] | str]
+    parameters: Callable[[nn.Module], Mapping[str, nn.Parameter | None]]
+    usable: Callable[[nn.Module], str | None]
+    norms: NormsFunction | None = None
+
+
+RULES: dict[type[nn.Module], Rule] = {}
+WHOLE: list[Rule] = []
+"""The rule of modules without one, once it is registered."""
+
+
+def example_rule(
+    kind: type[nn.Module],
+    *,
+    batched: Callable[[nn.Module, Tensor], bool] = lambda _, x: x.dim() >= 2,
+    usable: Callable[[nn.Module], str | None] = lambda _: None,
+    norms: NormsFunction | None = None,
+    step: Callable[[nn.Module, Tensor, Tensor], int] | None = None,
+    more_inputs: bool = False,
+) -> Callable[[GradientsFunction], GradientsFunction]:
+    """Register the rule of a layer: the gradient of every example.
+
+    The decorated function gets the layer, its input x (batch first) and the gradient g of the
+    loss with respect to its output, and returns for each of the layer's own parameters the
+    gradient of every example, shape (examples, *parameter shape), summed over positions; or
+    its factors as :class:`Outer` or :class:`Rows`, whose squared norms need less work. It may
+    be called on some of the examples at a time.
+
+    Args:
+        kind: the layer's class; subclasses count while they keep its ``forward``.
+        batched: whether an input has enough dimensions for one of them to be the batch.
+        usable: returns why a particular layer cannot be measured, or None.
+        norms: a faster way to the squared norms, per own parameter of shape (examples,).
+        step: how many examples to take at a time; default: as many as keep the gradients of
+            the largest parameter small.
+        more_inputs: whether the rule holds for calls with more arguments than the input.
+
+    >>> import torch
+    >>> class Scale(nn.Module):
+    ...     def __init__(self, width):
+    ...         super().__init__()
+    ...         self.factor = nn.Parameter(torch.ones(width))
+    ...
+    ...     def forward(self, x):
+    ...         return x * self.factor
+    >>> @example_rule(Scale)
+    ... def scale(layer, x, g):
+    ...     return {"factor": (x * g).flatten(1, -2).sum(1) if x.dim() > 2 else x * g}
+    """
+
+    def register(gradients: GradientsFunction) -> GradientsFunction:
+        def parts(call: Call, rows: slice) -> Mapping[str, Part]:
+            return gradients(call.layer, call.tensors[0][rows], call.gradient[rows])
+
+        def examples(call: Call) -> int:
+            if step is not None:
+                return step(call.layer, call.tensors[0], call.gradient)
+            largest = max((p.numel() for p in call.layer.parameters(recurse=False)), default=1)
+            return max(1, _parts.CHUNK_ELEMENTS // max(1, largest))
+
+        RULES[kind] = Rule(
+            parts, examples, _one_input(batched, more_inputs), _one_output, _own, usable, norms
+        )
+        return gradients
+
+    return register
+
+
+HERE: Any = object()
+"""Stands for a tensor in the arguments of a call."""
+
+
+def replaced(value: Any, tensor: Callable[[Tensor], Any]) -> Any:
+    """Copy nested tuples, lists and mappings with every tensor, in order, replaced."""
+    if isinstance(value, Tensor) or value is HERE:
+        return tensor(value)
+    if isinstance(value, Mapping):
+        return {k: replaced(v, tensor) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [replaced(v, tensor) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def without_tensors(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call with a mark in place of every tensor."""
+    return replaced(args, lambda _: HERE), replaced(kwargs, lambda _: HERE)
+
+
+def rule_for(layer: nn.Module) -> Rule | str:
+    """Return the rule of a layer, or why there is none."""
+    for kind in type(layer).__mro__:
+        if kind in RULES:
+            if type(layer).forward is not kind.forward:
+                break
+            found = RULES[kind]
+            return found.usable(layer) or found
+    for rule in WHOLE:
+        return rule.usable(layer) or rule
+    return f"{type(layer).__name__} has no rule"
+
+
+def trained(layer: nn.Module, key: str) -> bool:
+    """Whether the layer has this parameter and it is to be measured."""
+    parameter = layer._parameters.get(key)
+    return parameter is not None and parameter.requires_grad
+
+
+def all_examples(layer: nn.Module, x: Tensor, g: Tensor) -> int:
+    """Take all examples at once: factors cost no memory."""
+    del layer, g
+    return max(1, len(x))
+
+
+def _own(layer: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    return layer._parameters
+
+
+def _one_input(
+    batched: Callable[[nn.Module, Tensor], bool], more_inputs: bool
+) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Dims | str]:
+    def inputs(
+        layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int
+    ) -> Dims | str:
+        given = [value for value in (*args, *kwargs.values()) if value is not None]
+        # By keyword only the input itself can come: the other arguments follow it.
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor) or not batched(layer, x) or x.shape[0] != size:
+            return NOT_BATCHED
+        if len(given) > 1 and not more_inputs:
+            return MORE_INPUTS
+        others = sum(isinstance(value, Tensor) for value in given) - 1
+        return [0, *[None] * others]
+
+    return inputs
+
+
+def _one_output(layer: nn.Module, outputs: list[Tensor], size: int) -> list[int] | str:
+    del layer
+    if len(outputs) != 1 or not outputs[0].dim() or outputs[0].shape[0] != size:
+        return "its output does not start with the batch dimension"
+    return [0]

@@ -1,0 +1,76 @@
+"""The squared norms and the sum of the gradients that calls of layers account for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from noisescale.measure.rules.parts import Part, check, squares, total
+from noisescale.measure.rules.registry import Call, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One use of a parameter: a call of a module that holds it, under this name."""
+
+    rule: Rule
+    call: Call
+    key: str
+
+
+def square_sums(
+    uses: Mapping[int, Sequence[Use]], shapes: Mapping[int, torch.Size]
+) -> dict[int, Tensor]:
+    """Sum over the examples of each parameter's squared gradient norm.
+
+    Args:
+        uses: all the uses of each parameter in one forward pass; the gradient of an example is
+            their sum.
+        shapes: of the parameters.
+
+    Returns:
+        0-d tensors; none for a parameter that a rule says nothing of.
+    """
+    first = next(iter(uses.values()))[0]
+    if first.rule.norms and all(len(u) == 1 and u[0].call is first.call for u in uses.values()):
+        call = first.call
+        norms = first.rule.norms(call.layer, call.tensors[0], call.gradient)
+        return {i: norms[u[0].key].sum() for i, u in uses.items() if u[0].key in norms}
+    sums: dict[int, Tensor] = {}
+    for found in _by_chunks(uses):
+        for index, parts in found.items():
+            value = squares(parts, shapes[index]).sum()
+            sums[index] = sums[index] + value if index in sums else value
+    return sums
+
+
+def own_gradients(
+    uses: Mapping[int, Sequence[Use]], shapes: Mapping[int, torch.Size]
+) -> dict[int, Tensor]:
+    """Sum over the examples and the uses of each parameter's gradient."""
+    sums: dict[int, Tensor] = {}
+    for found in _by_chunks(uses):
+        for index, parts in found.items():
+            for part in parts:
+                check(part, shapes[index])
+                value = total(part, shapes[index])
+                sums[index] = sums[index] + value if index in sums else value
+    return sums
+
+
+def _by_chunks(uses: Mapping[int, Sequence[Use]]) -> Iterator[dict[int, list[Part]]]:
+    """Evaluate every call once per chunk of examples, whatever it holds."""
+    calls = {id(use.call): use for several in uses.values() for use in several}
+    size = next(iter(calls.values())).call.size
+    step = min(use.rule.step(use.call) for use in calls.values())
+    for start in range(0, size, step):
+        rows = slice(start, min(start + step, size))
+        parts = {name: use.rule.parts(use.call, rows) for name, use in calls.items()}
+        found = {
+            index: [parts[id(u.call)].get(u.key) for u in several]
+            for index, several in uses.items()
+        }
+        yield {i: [p for p in ps if p is not None] for i, ps in found.items() if None not in ps}
