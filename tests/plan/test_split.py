@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 
@@ -54,7 +55,7 @@ def test_the_named_splits_are_valid_and_nearest(total: int, devices: int, limit:
         return
     with pytest.raises(InvalidInputError) as caught:
         split_batch(global_batch_size=total, replicas=devices, max_micro=limit)
-    remedy = caught.value.remedy.removeprefix("the nearest valid splits are ")
+    remedy = re.sub("^the nearest valid split(s are| is) ", "", caught.value.remedy)
     named = [part.split(" = ") for part in remedy.split(" (")[0].split(" or ")]
     for size, product in named:
         factors = [int(x) for x in product.split(" x ")]
@@ -83,6 +84,14 @@ def test_worked_cases(arguments: dict[str, int], expected: tuple[int, ...]) -> N
     assert parts(split_batch(**arguments)) == expected
 
 
+def test_the_largest_sizes_are_split_at_once() -> None:
+    prime = 1_099_511_627_689  # the largest below 2^40: the longest search there is
+    assert parts(split_batch(global_batch_size=prime, max_micro=prime - 1)) == (prime, 1, prime, 1)
+    assert parts(split_batch(global_batch_size=2**40, max_micro=3 * 2**12)) == (
+        2**40, 2**13, 2**27, 1,
+    )  # fmt: skip
+
+
 def test_unit_is_kept() -> None:
     assert split_batch(global_batch_size=4, unit="sequences").unit == "sequences"
 
@@ -98,7 +107,7 @@ def test_unit_is_kept() -> None:
             {"global_batch_size": 500, "micro_batch_size": 8, "accumulation": 8},
             ("micro_batch_size 8 x accumulation 8", "448 = 8 x 8 x 7 or 512 = 8 x 8 x 8"),
         ),
-        ({"global_batch_size": 4, "replicas": 6}, ("splits are 6 = 1 x 1 x 6 (",)),
+        ({"global_batch_size": 4, "replicas": 6}, ("valid split is 6 = 1 x 1 x 6 (",)),
         (
             {"global_batch_size": 512, "micro_batch_size": 8, "accumulation": 8, "replicas": 4},
             ("contradicts micro_batch_size 8 x accumulation 8 x replicas 4 = 256",),
@@ -119,6 +128,7 @@ def test_unit_is_kept() -> None:
         ({"global_batch_size": "8"}, ("global_batch_size '8'",)),
         ({"global_batch_size": 8, "replicas": True}, ("replicas True",)),
         ({"global_batch_size": 8, "max_micro": 0}, ("max_micro 0",)),
+        ({"global_batch_size": 10**20 - 1, "max_micro": 32}, ("at most 1099511627776",)),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(
@@ -133,7 +143,7 @@ def test_bad_input_is_one_line_that_names_it(
 
 
 def test_splits_that_break_the_limit_are_not_proposed() -> None:
-    with pytest.raises(InvalidInputError, match=r"splits are 128 = 32 x 4 x 1 \("):
+    with pytest.raises(InvalidInputError, match=r"split is 128 = 32 x 4 x 1 \("):
         split_batch(global_batch_size=511, accumulation=4, max_micro=32)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from noisescale.errors import InvalidInputError
 from noisescale.records import BatchSplit
 
+MAX_SIZE = 2**40
+"""Largest size taken: far above any real batch in tokens, and its divisors are found at once."""
+
 
 def split_batch(
     *,
@@ -37,7 +40,7 @@ def split_batch(
         The complete split.
 
     Raises:
-        InvalidInputError: a value is not a positive integer, two of them contradict, nothing
+        InvalidInputError: a value is no integer from 1 to 2^40, two of them contradict, nothing
             is given to start from, or the batch does not divide; then the nearest valid splits
             on both sides are named.
 
@@ -89,7 +92,7 @@ def _divide(
         raise InvalidInputError(
             f"global_batch_size {total}",
             f"does not divide by {_product(given)}",
-            f"the nearest valid splits are {_nearest(total, known, given, limit)}",
+            _nearest(total, known, given, limit),
         )
     return _split(*_complete(total // known, micro, passes, devices, limit), unit)
 
@@ -125,7 +128,7 @@ def _refuse_contradiction(total: int, product: int, given: dict[str, int | None]
 
 
 def _nearest(total: int, known: int, given: dict[str, int | None], limit: int | None) -> str:
-    """Spell the nearest valid splits below and above, as "504 = 28 x 3 x 6"."""
+    """Name the nearest valid splits below and above, each as "504 = 28 x 3 x 6"."""
     names = []
     for rest in (total // known, total // known + 1):
         if rest == 0:
@@ -135,7 +138,9 @@ def _nearest(total: int, known: int, given: dict[str, int | None], limit: int | 
             rest = min(rest, limit)
         parts = _complete(rest, micro, passes, devices, limit)
         names.append(f"{known * rest} = {' x '.join(map(str, parts))}")
-    return f"{' or '.join(dict.fromkeys(names))} (micro x accumulation x replicas)"
+    distinct = list(dict.fromkeys(names))
+    are = "splits are" if len(distinct) > 1 else "split is"
+    return f"the nearest valid {are} {' or '.join(distinct)} (micro x accumulation x replicas)"
 
 
 def _product(given: dict[str, int | None]) -> str:
@@ -144,8 +149,11 @@ def _product(given: dict[str, int | None]) -> str:
 
 def _largest_divisor(number: int, limit: int) -> int:
     """Return the largest divisor of ``number`` that is at most ``limit``."""
+    root = math.isqrt(number)
+    if limit <= root:
+        return next(size for size in range(limit, 0, -1) if number % size == 0)
     best = 1
-    for small in range(1, math.isqrt(number) + 1):
+    for small in range(1, root + 1):
         if number % small == 0:
             best = max(best, *(d for d in (small, number // small) if d <= limit), 1)
     return best
@@ -172,5 +180,9 @@ def _size(name: str, value: Any) -> int | None:
     if size is None or size < 1:
         raise InvalidInputError(
             f"{name} {value!r}", "a positive integer is required", f"give {name} 1 or more"
+        )
+    if size > MAX_SIZE:
+        raise InvalidInputError(
+            f"{name} {size}", f"at most {MAX_SIZE} is required", f"give a smaller {name}"
         )
     return size
