@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from noisescale import InvalidInputError
+from noisescale import InvalidInputError, NoiseMeter
 from noisescale.measure.examples import ExamplesSource
 from noisescale.measure.gradients import GradientSource, Inventory, Refused, StepNorms
 from noisescale.measure.microbatches import MicrobatchSource, split_gradients
@@ -320,3 +320,34 @@ def test_split_gradients_refuse_what_is_no_loss():
         split_gradients(lambda m, b: torch.ones(()), model, Inventory(model), make_batch(4), 2)
     with pytest.raises(InvalidInputError, match="micro_batch_size 0"):
         split_gradients(mean_loss, model, Inventory(model), make_batch(4), 0)
+
+
+@pytest.mark.parametrize("source", ["examples", "microbatches"])
+def test_passes_weighted_by_size_need_sum_and_are_told_so(source):
+    """One gradient, three ways to make it: the ratio is the same where the weights are declared."""
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(960, 6), torch.randint(3, (960,))
+    found = {}
+    for name, sizes, reduction in (
+        ("whole", (48,) if source == "examples" else (24, 24), "mean"),
+        ("declared", (44, 4), "sum"),
+        ("undeclared", (44, 4), "mean"),
+    ):
+        torch.manual_seed(1)
+        model = torch.nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        meter = NoiseMeter(model, optimizer, source=source, loss_reduction=reduction)
+        for start in range(0, 960, 48):
+            optimizer.zero_grad()
+            rows = torch.arange(start, start + 48)
+            for part in rows.split(list(sizes)):
+                loss = torch.nn.functional.cross_entropy(model(inputs[part]), labels[part])
+                (loss * len(part) / 48).backward()
+            optimizer.step()
+        found[name] = meter.estimate()
+    assert "loss_reduction='sum'" in found["undeclared"].detail
+    assert found["declared"].detail == ""
+    if source == "examples":
+        assert found["declared"].b_simple == pytest.approx(found["whole"].b_simple, rel=1e-4)
+    else:
+        assert found["declared"].low < found["whole"].b_simple < found["declared"].high

@@ -506,3 +506,16 @@ def test_the_log_moves_to_the_host_in_bulk():
     assert len(log._pending) == 12
     assert meter.steps == 12
     assert len(log._pending) == 0
+
+
+def test_a_loop_that_closes_no_step_is_told_so():
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    meter = NoiseMeter(model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3)).square().mean().backward()
+        optimizer.step()
+    noise = meter.estimate()
+    assert noise.outcome is Outcome.UNSUPPORTED
+    assert "close_step()" in noise.detail

@@ -39,7 +39,7 @@ def test_noise_scale_figure_names_what_it_draws(advices: dict[str, Advice]) -> N
     figure = figures.noise_scale_figure(advices["determined"])
     assert figure.axes[0].get_yscale() == "log"
     words = texts(drawing.to_svg(figure, prefix=""))
-    for name in ("no upper end", "first quarter", "last quarter: at least", "pooled over the run"):
+    for name in ("no upper end", "first quarter", "last quarter: at least", "pooled"):
         assert name in words
     assert "examples seen in training" in words
 

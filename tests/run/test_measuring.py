@@ -17,7 +17,7 @@ def test_along_digits():
     measured = measure_workload("digits", seed=1)
     noise = measured.noise_scale
     assert noise.outcome is Outcome.DETERMINED
-    assert (noise.source, noise.population, noise.unit) == ("examples", "infinite", "examples")
+    assert (noise.source, noise.population, noise.unit) == ("examples", "train_set", "examples")
     assert noise.parameters_seen.complete
     assert set(measured.groups) == {"0", "2"}
     assert (measured.lr, measured.batch_size, measured.frozen) == (0.5, 32, False)
@@ -120,6 +120,8 @@ def test_a_loss_that_is_never_finite_is_an_outcome():
 
     measured = measure_workload(with_batchnorm(loss), steps=30)
     assert measured.noise_scale.outcome is Outcome.NOT_FINITE
+    assert "not finite at 10 of 10 steps" in measured.warnings[0]
+    assert "the run ended after 10 of them in a row" in measured.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,9 @@ def test_a_loss_that_is_never_finite_is_an_outcome():
         ({"steps": 0}, "steps"),
         ({"batch_size": -1}, "batch size"),
         ({"batch_size": 5000}, "at most 1437"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**63}, "from 0 to 2.63 - 1"),
+        ({"seed": 1.0}, "seed 1.0"),
         ({"source": "exampels"}, "did you mean examples"),
     ],
 )

@@ -164,3 +164,11 @@ def test_border() -> None:
         estimate_moving(grad_sq=[1.0, 2.0], trace_cov=[1.0], examples=1)
     with pytest.raises(InvalidInputError, match=r"pass 0\.95"):
         estimate_moving(grad_sq=[1.0], trace_cov=[1.0], examples=1, level=95)
+
+
+def test_no_gradient_and_no_noise() -> None:
+    nothing = estimate_moving(grad_sq=np.zeros(20), trace_cov=np.zeros(20), examples=np.ones(20))
+    assert nothing.outcome is Outcome.UNSUPPORTED
+    assert "exactly zero" in nothing.detail
+    equal = estimate_moving(grad_sq=np.ones(20), trace_cov=np.zeros(20), examples=np.ones(20))
+    assert (equal.outcome, equal.low, equal.high) == (Outcome.DETERMINED, 0.0, 0.0)

@@ -333,6 +333,7 @@ class NoiseMeter:
             refused=self._refused,
             refusal=self._refusal,
             abandoned=self._source.abandoned,
+            closes_itself=self._step_hook is not None,
             normalised=self._normalised and self.source == "microbatches",
             split_cost=self._split_cost,
         )

@@ -26,12 +26,13 @@ def not_probed(
     """
     notes = []
     if left_out:
-        sizes = ", ".join(map(str, left_out))
-        notes.append(f"micro-batch sizes {sizes}: left out to stay within the time")
+        sizes = f"micro-batch size{'s' * (len(left_out) > 1)} {', '.join(map(str, left_out))}"
+        notes.append(f"{sizes}: left out to stay within the time")
     busy = statistics.fmean(queued or [0.0])
     if busy > _BUSY:
         notes.append(
-            f"an idle machine: other programs held the processor for {busy:.0%} of the time"
+            "the speed of an idle machine: other programs held the processor for "
+            f"{busy:.0%} of the time"
         )
     notes.append("communication between devices: one process ran alone")
     if facts["shapes_vary"] and not facts["worst_case"]:

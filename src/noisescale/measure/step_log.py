@@ -53,6 +53,7 @@ class StepLog:
         self.skipped = 0
         self.restarts = 0
         self.largest_unit = 0
+        self.unequal = False
         self._seen: list[int] = []
         self._inventory = inventory
         self._pending: list[tuple[int, float, StepNorms]] = []
@@ -72,6 +73,7 @@ class StepLog:
             self.restarts += 1
         self._seen = seen
         self.largest_unit = max(self.largest_unit, norms.largest_unit)
+        self.unequal |= norms.effective < norms.examples * (1 - 1e-9)
         self._pending.append((step, loss_scale, norms))
         if len(self._pending) >= _PENDING:
             self._flush()

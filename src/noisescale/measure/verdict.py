@@ -48,6 +48,7 @@ class Circumstances:
         refused: steps that the source could not measure.
         refusal: why, for the last of them.
         abandoned: steps whose gradients were dropped before the optimizer used them.
+        closes_itself: whether an optimizer ends the steps.
         normalised: whether BatchNorm was in training mode inside the units.
         split_cost: cost of extra passes.
     """
@@ -59,6 +60,7 @@ class Circumstances:
     refused: int = 0
     refusal: str = ""
     abandoned: int = 0
+    closes_itself: bool = True
     normalised: bool = False
     split_cost: SplitCost = NO_COST
 
@@ -104,6 +106,12 @@ def undetermined(circumstances: Circumstances, skipped: int) -> RatioEstimate:
     """Say why not a single step was measured."""
     if circumstances.refused:
         outcome, detail = Outcome.UNSUPPORTED, circumstances.refusal
+    elif circumstances.abandoned and not circumstances.closes_itself:
+        outcome, detail = (
+            Outcome.UNSUPPORTED,
+            "gradients were zeroed before their step was closed; give the meter the optimizer, or"
+            " call close_step() after the last backward pass of a step",
+        )
     elif skipped:
         outcome, detail = Outcome.NOT_FINITE, "every measured step held NaN or infinity"
     else:
@@ -166,6 +174,11 @@ def _notes(
     if circumstances.refused and measured:
         notes.append(
             f"{circumstances.refused} steps could not be measured: {circumstances.refusal}"
+        )
+    if log.unequal:
+        notes.append(
+            "passes of unequal size were taken to weigh alike; if the loop weighs them by their"
+            " size, pass loss_reduction='sum'"
         )
     if log.restarts:
         notes.append("measuring started again when a parameter had to be left out")

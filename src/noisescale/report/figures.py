@@ -176,7 +176,7 @@ def _draw_marks(axes: Axes, source: Advice | Measurement, end: int, top: float) 
             if noise is not None:
                 _draw_mark(axes, name, noise, (start, start + 0.25 * end), ORANGE, top)
     pooled = (1.04 * end, 1.08 * end)
-    _draw_mark(axes, "pooled over the run", source.noise_scale, pooled, VERMILION, top)
+    _draw_mark(axes, "pooled", source.noise_scale, pooled, VERMILION, top)
 
 
 def _draw_mark(

@@ -142,7 +142,7 @@ def _fit(tradeoff: Tradeoff) -> list[RenderableType]:
     if fit.lack_of_fit_p is not None:
         error += f", lack of fit p = {wording.number(fit.lack_of_fit_p)}"
     lines: list[RenderableType] = [_line("Data: ", runs), _line("Fit:  ", error)]
-    if not fit.brackets:
+    if not fit.brackets and tradeoff.critical_batch.low is not None:
         lines += _warnings(("all batch sizes lie on one side of the critical batch",))
     return lines
 
@@ -241,11 +241,11 @@ def _moments(noise: NoiseScale) -> str:
 
 
 def _along(advice: Advice) -> str:
-    text = f"{wording.noise_scale(advice.noise_scale)} over the run"
+    text = f"{wording.noise_scale(advice.noise_scale)} pooled"
     if advice.first is None or advice.last is None:
         return text
     first, last = map(wording.noise_scale_short, (advice.first, advice.last))
-    return f"{text}; {first} in its first quarter, {last} in its last"
+    return f"{text}; along the first run {first} in its first quarter, {last} in its last"
 
 
 def _limits(limits: Limits, unit: str, level: float) -> Table:

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisescale.errors import InvalidInputError, nearest
-from noisescale.measure.arguments import check_count
+from noisescale.measure.arguments import check_count, check_seed
 from noisescale.measure.noise_scale import NoiseMeter, measure_noise_scale
 from noisescale.measure.step_log import History
 from noisescale.records import Measurement, NoiseScale, Recipe, Target, TrajectoryRow
 from noisescale.run.dry_run import check_workload, fresh_model
 from noisescale.run.resolve import resolve_workload
-from noisescale.run.training import TrainingRun, train_run
+from noisescale.run.training import PATIENCE_NOT_FINITE, TrainingRun, train_run
 from noisescale.workload import Workload
 
 SourceName = Literal["auto", "examples", "microbatches"]
@@ -108,6 +108,7 @@ def measure_workload(
         InvalidInputError: an argument or the workload cannot be used.
     """
     check_source(source)
+    check_seed(seed)
     for name, count in (("steps", steps), ("batch size", batch_size)):
         if count is not None:
             check_count(name, count, 100 if name == "steps" else 32)
@@ -122,7 +123,6 @@ def measure_workload(
         resolved,
         seed=seed,
         target=resolved.target if steps is None else None,
-        population=_population(resolved, resolved.target),
         max_steps=steps or DEFAULT_STEPS,
         max_seconds=DEFAULT_SECONDS if steps is None and seconds is None else seconds,
         source=source,
@@ -150,7 +150,6 @@ def measure_run(
     max_steps: int,
     max_seconds: float | None = None,
     source: SourceName = "auto",
-    population: int | None = None,
     on_progress: Progress | None = None,
 ) -> MeasuredRun:
     """Train to a goal with a meter on every step.
@@ -163,8 +162,6 @@ def measure_run(
         max_steps: most optimizer steps.
         max_seconds: most wall time.
         source: as in :func:`measure_workload`.
-        population: training examples, to measure the gradient of the training loss itself;
-            None for the distribution, or as the target implies.
         on_progress: called as the work goes on.
 
     Raises:
@@ -179,7 +176,9 @@ def measure_run(
             optimizer,
             source=source,
             unit=recipe.unit,
-            population_size=population or _population(workload, target),
+            # Steps draw from the training set again and again: their spread says nothing of
+            # how another training set would differ, so the interval is conditional on this one.
+            population_size=workload.train_size,
         )
         share = _Share(max_steps, max_seconds, on_progress)
         watches.append(_NoiseWatch(meter, workload.loss, recipe.batch_size, share))
@@ -298,9 +297,9 @@ def micro_batch_size(model: nn.Module, batch_size: int) -> int:
     return size
 
 
-def _population(workload: Workload, target: Target | None) -> int | None:
+def _about_train_set(target: Target | None) -> bool:
     """A goal on the training loss is about the training set itself, not its distribution."""
-    return workload.train_size if target is not None and target.split == "train" else None
+    return target is not None and target.split == "train"
 
 
 def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> MeasuredRun:
@@ -323,9 +322,14 @@ def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> Meas
 
 def _warnings(run: TrainingRun, target: Target | None) -> Iterable[str]:
     if run.not_finite_steps:
+        ended = (
+            f"; the run ended after {PATIENCE_NOT_FINITE} of them in a row"
+            if run.stopped == "diverged"
+            else ""
+        )
         yield (
             f"the loss was not finite at {run.not_finite_steps} of {run.steps} steps, which were"
-            " left out; try a smaller learning rate"
+            f" left out{ended}; try a smaller learning rate"
         )
     elif run.diverged:
         yield (
@@ -352,7 +356,7 @@ def _frozen(
             steps=steps or min(FROZEN_DRAWS, -(-workload.train_size // recipe.batch_size)),
             source=source,
             micro_batch_size=micro_batch_size(model, recipe.batch_size),
-            population="train_set" if _population(workload, workload.target) else "infinite",
+            population="train_set" if _about_train_set(workload.target) else "infinite",
             seed=seed,
             collate=workload.collate,
             unit=recipe.unit,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Outcome
-from noisescale.theory.interval import Array, RatioEstimate, from_set
+from noisescale.theory.interval import Array, RatioEstimate, from_set, without_noise
 from noisescale.theory.noise_scale import unbiased_moments
 
 MIN_GROUPS = 10
@@ -81,11 +81,21 @@ def estimate_frozen(
     g, s = float(grad_sq), float(trace_cov)
     if not (np.isfinite(g) and np.isfinite(s)):
         return from_set(g, s, 0, 0, level)
+    if s <= 0:
+        return without_noise(g, level)
     by_examples = units.sum() >= total
     whole = population_size is not None and total >= population_size
     if whole and by_examples and g > 0:
-        phi = g / s if s > 0 else np.inf
-        return from_set(g, s, phi, phi, level)
+        return RatioEstimate(
+            outcome=Outcome.DETERMINED,
+            b_simple=s / g,
+            low=s / g,
+            high=s / g,
+            level=level,
+            grad_sq=g,
+            trace_cov=s,
+            detail="a census: every example of the population was measured",
+        )
     if len(sizes) < MIN_GROUPS:
         return RatioEstimate(
             outcome=Outcome.TOO_FEW_STEPS,

@@ -93,6 +93,8 @@ def estimate_moving(
     if len(g) < MIN_STEPS:
         detail = f"{len(g)} measured steps; an interval needs at least {MIN_STEPS}"
         return _without_set(Outcome.TOO_FEW_STEPS, mean_g, mean_s, level, detail)
+    if mean_s <= 0:
+        return without_noise(mean_g, level)
     low, high = moving_set(grad_sq=g[None], trace_cov=s[None], examples=w[None], level=level)
     return from_set(mean_g, mean_s, float(low[0]), float(high[0]), level)
 
@@ -257,6 +259,34 @@ def from_set(
         grad_sq=grad_sq,
         trace_cov=trace_cov,
         detail="|G|^2 cannot be told from 0 at this level; more steps or larger batches would",
+    )
+
+
+def without_noise(grad_sq: float, level: float) -> RatioEstimate:
+    """Report a trace of exactly zero: no noise, or no gradient at all.
+
+    Args:
+        grad_sq: mean of |G|^2, at least 0.
+        level: confidence level.
+
+    Returns:
+        A noise scale of 0 where there is a gradient; unsupported where every gradient is zero.
+    """
+    if grad_sq == 0:
+        detail = (
+            "every gradient is exactly zero: the loss does not depend on the trainable parameters"
+            " here; start from other weights or check the loss"
+        )
+        return _without_set(Outcome.UNSUPPORTED, 0.0, 0.0, level, detail)
+    return RatioEstimate(
+        outcome=Outcome.DETERMINED,
+        b_simple=0.0,
+        low=0.0,
+        high=0.0,
+        level=level,
+        grad_sq=grad_sq,
+        trace_cov=0.0,
+        detail="all gradients are equal: there is no noise",
     )
 
 
