@@ -31,6 +31,12 @@ good = make()
 def talks():
     print("hello from the user")
     return make()
+def talks_by_every_road():
+    import os, sys
+    os.write(1, b"written ")
+    os.system("echo from the shell")
+    sys.__stdout__.write("original\\n")
+    return make()
 vector_loss = make(loss=lambda m, b: m(b)[:, 0])
 no_parameters = make(model=nn.Identity, loss=lambda m, b: m(b).mean())
 large_batch = make(recipe=Recipe(lr=0.1, batch_size=41))
@@ -79,6 +85,8 @@ BAD_INPUT = [
     (["measure", "cli_workloads.py:good", "--steps", "1.5"], "--steps 1.5"),
     (["measure", "cli_workloads.py:good", "--steps", "0"], "--steps 0"),
     (["measure", "cli_workloads.py:good", "--seed", "-1"], "--seed -1"),
+    (["measure", "cli_workloads.py:good", "--seed", "9" * 23], "below 9.22337e+18"),
+    (["measure", "cli_workloads.py:good", "--seed", "9" * 400], "below 9.22337e+18"),
     (["measure", "cli_workloads.py:good", "--source", "exampels"], "did you mean examples"),
     (["measure", "cli_workloads.py:good", "--set", "momentun=1"], "did you mean momentum"),
     (["measure", "cli_workloads.py:good", "--set", "momentum=1"], "in [0, 1)"),
@@ -93,6 +101,7 @@ BAD_INPUT = [
     (["advise", "digits", "--devices", "two"], "--devices two"),
     (["advise", "digits", "--max-waste", "1"], "--max-waste 1"),
     (["advise", "digits", "--margin", "1"], "--margin 1"),
+    (["advise", "digits", "--margin", "-1"], "give for example --margin 0.1"),
     (["advise", "digits", "--target", "error below 3"], "NAME<VALUE"),
     (["advise", "digits", "--target", "validation_eror<0.1"], "did you mean error"),
     (["split", "--global-batch-size", "512", "--replicas", "6"], "512"),
@@ -185,6 +194,16 @@ NOISE_KEYS = {
     "examples", "unit", "source", "population", "parameters_seen",
 }  # fmt: skip
 ROW_KEYS = {"step", "examples", "loss", "grad_sq", "trace_cov", "b_simple", "low", "high"}
+
+
+def test_json_stays_alone_on_standard_output_whatever_writes_there(folder):
+    command = ["measure", "cli_workloads.py:talks_by_every_road", "--steps", "12", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "noisescale", *command, "--quiet"], cwd=folder,
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["noise_scale"]["steps"] == 12
+    assert {"written from the shell", "original"} <= set(done.stderr.splitlines())
 
 
 def test_measure_json(folder, capsys):

@@ -15,6 +15,7 @@ import click
 
 from noisescale import __version__
 from noisescale.cli.arguments import COUNT, SECONDS, SHARE, Counts, Number, workload_options
+from noisescale.cli.diverted import output_diverted
 from noisescale.cli.progress import Progress, showing
 from noisescale.errors import InvalidInputError, NoisescaleError, nearest
 
@@ -139,10 +140,6 @@ def advise(
     """Say what batch size to use: what fits, what pays, what it costs, and why."""
     from noisescale.report.page import check_ready, write_page
 
-    if margin >= 1:
-        raise InvalidInputError(
-            f"--margin {margin:g}", "a share below 1 is required", "give for example --margin 0.1"
-        )
     if report is not None:
         check_ready(report)  # before minutes of measuring
     with _working(as_json=as_json, quiet=quiet) as progress:
@@ -240,5 +237,5 @@ def _working(*, as_json: bool, quiet: bool) -> Iterator[Progress]:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(showing(sys.stderr, quiet=quiet))
         if as_json:
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(output_diverted())
         yield progress

@@ -14,17 +14,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Number(click.ParamType[Any]):
-    """A number with a smallest value; the complaint names option, value and requirement."""
+    """A number within bounds; the complaint names option, value and requirement."""
 
-    def __init__(self, kind: type[int] | type[float], at_least: float, above: bool = False) -> None:
-        self.kind, self.at_least, self.above = kind, at_least, above
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        at_least: float,
+        *,
+        above: bool = False,
+        below: float = math.inf,
+        example: float | None = None,
+    ) -> None:
+        self.kind, self.at_least, self.above, self.below = kind, at_least, above, below
+        self.example = example
         self.name = "whole number" if kind is int else "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the number.
 
         Raises:
-            InvalidInputError: it is none, or too small.
+            InvalidInputError: it is none, or not within the bounds.
         """
         del ctx
         try:
@@ -32,17 +41,20 @@ class Number(click.ParamType[Any]):
         except ValueError:
             raise self._refusal(value, param) from None
         enough = number > self.at_least if self.above else number >= self.at_least
-        if not enough or not math.isfinite(number):
+        # NaN is below nothing, infinity below no bound.
+        if not enough or not number < self.below:
             raise self._refusal(value, param)
         return number
 
     def _refusal(self, value: Any, param: click.Parameter | None) -> InvalidInputError:
         option = max(param.opts, key=len) if param is not None else "value"
         bound = "above" if self.above else "of at least"
+        limit = "" if math.isinf(self.below) else f" and below {self.below:g}"
         example = self.at_least + 1 if self.above else max(self.at_least, 1)
+        example = example if self.example is None else self.example
         return InvalidInputError(
             f"{option} {value}",
-            f"a {self.name} {bound} {self.at_least:g} is required",
+            f"a {self.name} {bound} {self.at_least:g}{limit} is required",
             f"give for example {option} {example:g}",
         )
 
@@ -75,9 +87,9 @@ class Counts(click.ParamType[Any]):
 
 
 COUNT = Number(int, 1)
-SEED = Number(int, 0)
+SEED = Number(int, 0, below=2**63)
 SECONDS = Number(float, 0, above=True)
-SHARE = Number(float, 0)
+SHARE = Number(float, 0, below=1, example=0.1)
 
 
 def workload_options(command: Command) -> Command:
