@@ -36,6 +36,21 @@ def check_count(name: str, value: object, suggestion: int) -> None:
         )
 
 
+def check_seed(seed: object) -> None:
+    """Refuse what torch's generators do not take, or what cannot be counted up from.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    ...
+    noisescale.errors.InvalidInputError: seed -1: a whole number from 0 to 2^63 - 1 is \
+required; give seed=0
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidInputError(
+            f"seed {seed!r}", "a whole number from 0 to 2^63 - 1 is required", "give seed=0"
+        )
+
+
 def check_level(level: object) -> None:
     """Refuse what is not a confidence level."""
     if not isinstance(level, int | float) or not 0 < level < 1:

@@ -8,8 +8,10 @@ judged at the lower end of the critical batch's wider band.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.plan.reasons import Reasons, judged_time
@@ -195,16 +197,36 @@ def check_wishes(*, devices: Sequence[int], max_waste: float) -> None:
     Raises:
         InvalidInputError: they cannot be used.
     """
-    if not devices or any(isinstance(n, bool) or n != int(n) or n < 1 for n in devices):
+    if not _are_counts(devices):
+        shown = list(devices) if isinstance(devices, tuple) else devices
         raise InvalidInputError(
-            f"devices {list(devices)}", "positive integers are required", "give for example 1,2,4"
+            f"devices {shown!r}",
+            "a sequence of positive integers is required",
+            "give for example (1, 2, 4)",
         )
-    if not (math.isfinite(max_waste) and max_waste > 1):
+    if not (is_number(max_waste) and math.isfinite(max_waste) and max_waste > 1):
+        value = f"{max_waste:g}" if is_number(max_waste) else repr(max_waste)
         raise InvalidInputError(
-            f"max_waste {max_waste:g}",
+            f"max_waste {value}",
             "a finite ratio above 1 is required (1 means no waste, which no batch reaches)",
             "give for example 1.5",
         )
+
+
+def _are_counts(devices: Any) -> bool:
+    if isinstance(devices, str | bytes | Mapping) or not isinstance(devices, Iterable):
+        return False
+    counts = list(devices)
+    return bool(counts) and all(is_number(n) and n >= 1 and n == n // 1 for n in counts)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a real number (numpy's too), bools not.
+
+    >>> is_number(2), is_number(1.5), is_number("1"), is_number(True)
+    (True, True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check(

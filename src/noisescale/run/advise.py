@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 from noisescale import __version__
 from noisescale.errors import InvalidInputError
+from noisescale.measure.arguments import check_seed
 from noisescale.measure.speed import scan_speed
-from noisescale.plan.choose import check_wishes, choose, memory_limit, throughput_knee
+from noisescale.plan.choose import check_wishes, choose, is_number, memory_limit, throughput_knee
 from noisescale.plan.critical import critical_batch
 from noisescale.records import (
     Advice,
@@ -92,11 +94,9 @@ def advise(
     """
     began = time.perf_counter()
     budget = DEFAULT_SECONDS if seconds is None else seconds
-    if not budget > 0:
-        raise InvalidInputError(
-            f"seconds {seconds}", "a positive number is required", "give for example 45"
-        )
+    _check_numbers(budget, margin)
     check_wishes(devices=devices, max_waste=max_waste)
+    check_seed(seed)
     goal = Target.parse(target) if isinstance(target, str) else target
     resolved = resolve_workload(workload, data=data, overrides=overrides)
     goal = goal or resolved.target
@@ -129,6 +129,17 @@ def advise(
         max_waste=max_waste,
         began=began,
     )
+
+
+def _check_numbers(seconds: Any, margin: Any) -> None:
+    if not (is_number(seconds) and 0 < seconds < math.inf):
+        raise InvalidInputError(
+            f"seconds {seconds!r}", "a positive number is required", "give for example 45"
+        )
+    if not (is_number(margin) and 0 <= margin < 1):
+        raise InvalidInputError(
+            f"margin {margin!r}", "a share of at least 0 and below 1 is required", "give 0.1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
