@@ -519,3 +519,28 @@ def test_a_loop_that_closes_no_step_is_told_so():
     noise = meter.estimate()
     assert noise.outcome is Outcome.UNSUPPORTED
     assert "close_step()" in noise.detail
+
+
+@pytest.mark.parametrize("source", ["examples", "microbatches"])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_never_zeroed_are_refused(source, set_to_none):
+    """The first step is clean; every later one would hold the gradients before it."""
+    torch.manual_seed(0)
+
+    def run(zero):
+        model = torch.nn.Linear(5, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        meter = NoiseMeter(model, optimizer, source=source)
+        for _ in range(20):
+            if zero:
+                optimizer.zero_grad(set_to_none=set_to_none)
+            for _ in range(2):
+                (model(torch.randn(8, 5)) - 1).square().mean().div(2).backward()
+            optimizer.step()
+        return meter.estimate()
+
+    assert run(zero=True).steps == 20
+    forgotten = run(zero=False)
+    assert forgotten.steps == 1
+    assert "zero_grad()" in forgotten.detail
+    assert forgotten.b_simple is None

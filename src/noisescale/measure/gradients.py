@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.measure.leftovers import Leftovers
 from noisescale.records import ParametersSeen
 
 LossReduction = Literal["mean", "sum"]
@@ -260,6 +261,7 @@ class GradientSource(abc.ABC):
         self._eval_forward = False
         self._forwards = 0
         self._mean: dict[int, Tensor] = {}
+        self._leftovers = Leftovers(squared_norm)
 
     def open(self) -> None:
         """Watch the coming passes as one step."""
@@ -280,6 +282,11 @@ class GradientSource(abc.ABC):
             self._mean.update({i: squared_norm(g) for i, g in gradients.items()})
         blind = self._forwards and not self.inventory.seen
         result = self._close() if self._mean or blind else None
+        if gradients is None and result is not None and self._leftovers.judge():
+            result = Refused(
+                "gradients of earlier steps were still there when the step began; call "
+                "optimizer.zero_grad() once per step"
+            )
         self._reset()
         return result
 
@@ -307,14 +314,20 @@ class GradientSource(abc.ABC):
         for index in self.inventory.seen:
             parameter = self.inventory.slots[index].tensor
             self._handles.append(after_accumulation(parameter, self._accumulated(index)))
+        if self.inventory.seen:
+            watched = self.inventory.slots[self.inventory.seen[0]].tensor
+            self._handles.append(self._leftovers.watch(watched))
 
     def _accumulated(self, index: int) -> Callable[[Tensor], None]:
-        mean = self._mean
+        mean, leftovers = self._mean, self._leftovers
+        watched = index == self.inventory.seen[0]
 
         def hook(parameter: Tensor) -> None:
             # Backward passes before the last are overwritten: which is last is not known yet.
             if parameter.grad is not None:
                 mean[index] = squared_norm(parameter.grad)
+                if watched:
+                    leftovers.accumulated(mean[index])
 
         return hook
 
@@ -324,6 +337,7 @@ class GradientSource(abc.ABC):
         self._eval_forward = False
         self._forwards = 0
         self._mean.clear()
+        self._leftovers.forget()
         self._clear()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,79 @@
+"""What a user waits for: `noisescale --help` and `noisescale advise digits`, whole processes.
+
+    python benchmarks/command_line.py [--runs 9] [--out benchmarks/out/command_line.json]
+
+Bounds, on 2 cores: help in at most 0.35 s (median) importing neither torch nor scipy; the advice in
+at most 60 s with less than 2 GB at its peak (the largest process). Beside help stands the start of
+a bare interpreter in the same run, in turn with it: what the machine itself takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HELP_SECONDS = 0.35
+ADVICE_SECONDS = 60.0
+PEAK_BYTES = 2e9
+
+
+def seconds_of(command: list[str]) -> float:
+    """Wall seconds of one whole process."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def verdict(met: bool) -> str:
+    """Spell whether a bound is met."""
+    return "met" if met else "MISSED"
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/command_line.json"))
+    arguments = parser.parse_args()
+    program = [sys.executable, "-m", "noisescale"]
+    bare = [sys.executable, "-c", "pass"]
+    seconds_of([*program, "--help"])
+    pairs = [(seconds_of([*program, "--help"]), seconds_of(bare)) for _ in range(arguments.runs)]
+    helps = [first for first, _ in pairs]
+    code = (
+        "import sys, noisescale.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'scipy') if m in sys.modules], file=sys.stderr)"
+    )
+    imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stderr.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        page = str(Path(folder) / "report.html")
+        advice = seconds_of([*program, "advise", "digits", "--quiet", "--report", page])
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    median, plain = statistics.median(helps), statistics.median(second for _, second in pairs)
+    print(
+        f"--help: median {median:.3f} s (least {min(helps):.3f}, most {max(helps):.3f};"
+        f" bare interpreter {plain:.3f}): {verdict(median <= HELP_SECONDS)};"
+        f" imports of torch and scipy {imported}: {verdict(imported == '[]')}"
+    )
+    print(
+        f"advise digits: {advice:.1f} s: {verdict(advice <= ADVICE_SECONDS)};"
+        f" peak {peak / 1e9:.2f} GB: {verdict(peak < PEAK_BYTES)}"
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"help_seconds": helps, "bare_seconds": plain, "advice_seconds": advice, "peak": peak}
+    arguments.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Gradients of an earlier step that were never zeroed would be taken for this step's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+CHECKED_STEPS = 3
+"""Steps that are looked at. The check moves one number to the host; a loop that forgets to
+zero does so from its second step on. (assumed)"""
+
+TOLERANCE = 1e-3
+"""Relative difference of squared norms that counts as none: float16 sums lose less. (assumed)"""
+
+
+class Leftovers:
+    """Compares one parameter's gradient of a step's first pass with what it accumulated to.
+
+    Attributes:
+        found: whether the last step that was looked at began with an old gradient.
+    """
+
+    def __init__(self, squared_norm: Callable[[Tensor], Tensor]) -> None:
+        self.found = False
+        self._squared_norm = squared_norm
+        self._left = CHECKED_STEPS
+        self._own: Tensor | None = None
+        self._total: Tensor | None = None
+
+    def watch(self, parameter: Tensor) -> RemovableHandle:
+        """See the parameter's gradient of each backward pass alone."""
+
+        def hook(gradient: Tensor) -> None:
+            if self._left and self._own is None:
+                self._own = self._squared_norm(gradient)
+
+        handle: RemovableHandle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+        return handle
+
+    def accumulated(self, total: Tensor) -> None:
+        """Take the squared norm of the accumulated gradient; the first one of a step counts."""
+        if self._own is not None and self._total is None:
+            self._total = total
+
+    def judge(self) -> bool:
+        """End a step: whether its gradients held those of an earlier one."""
+        own, total, self._own, self._total = self._own, self._total, None, None
+        if own is None or total is None:
+            return self.found
+        before, after = float(own), float(total)
+        # NaN compares false: a step that is not finite says nothing.
+        self.found = abs(after - before) > TOLERANCE * max(before, after)
+        if not self.found:
+            self._left -= 1
+        return self.found
+
+    def forget(self) -> None:
+        """Drop a step that will not be judged."""
+        self._own = self._total = None
