@@ -270,14 +270,15 @@ def test_parameters_left_out_are_named_and_group_sums_stay_consistent():
         def __init__(self):
             super().__init__()
             self.body, self.scale = make_model(), nn.Parameter(torch.ones(3).double())
+            self.drop = nn.Dropout(0.1)
 
         def forward(self, x):
-            return self.body(x) * self.scale
+            return self.body(x) * self.drop(self.scale)
 
     meter = metered(model=Scaled())
     found = meter.estimate()
     assert found.parameters_seen.missing == ("scale",)
-    assert "scale (Scaled has no rule)" in found.detail
+    assert "scale (Scaled has no rule, and random numbers" in found.detail
     assert list(meter.estimate_groups()) == ["body.0", "body.2"]
     auto = metered("auto", model=Scaled(), pieces=2)
     assert auto.source == "microbatches"

@@ -74,9 +74,9 @@ class ExamplesSource(GradientSource):
         self._fired: list[Forward] = []
         self._mixing = ""
         self._aligned = False
-        self._batched: dict[int, list[tuple[int, int]]] = {}
+        self._batched: dict[int, list[list[tuple[int, int]]]] = {}
         self._inputs: set[int] = set()
-        self._probed: dict[int, bool] | None = None
+        self._probed: dict[int, list[bool]] | None = None
         self._half_size = 0
         self._checks: list[RemovableHandle] = []
         self._norm_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
@@ -261,20 +261,28 @@ class ExamplesSource(GradientSource):
 
     def _doubt(self, layer: Layer, size: int, tensors: list[Tensor], dims: Dims) -> None:
         """Note inputs with another dimension of the batch's length, or that no layer made."""
-        for position, (x, dim) in enumerate(zip(tensors, dims, strict=True)):
-            if dim is not None:
-                made = x.grad_fn is not None or x.untyped_storage().data_ptr() in self._inputs
-                if list(x.shape).count(size) > 1 or not made:
-                    self._batched.setdefault(layer.index, []).append((position, dim))
+        doubtful = [
+            (position, dim)
+            for position, (x, dim) in enumerate(zip(tensors, dims, strict=True))
+            if dim is not None
+            and (
+                list(x.shape).count(size) > 1
+                or (x.grad_fn is None and x.untyped_storage().data_ptr() not in self._inputs)
+            )
+        ]
+        self._batched.setdefault(layer.index, []).append(doubtful)
 
     def _note_lengths(self, layer: Layer, tensors: list[Tensor]) -> None:
         assert self._probed is not None
-        doubtful = self._batched.get(layer.index, [])
-        halved = all(
-            p < len(tensors) and d < tensors[p].dim() and tensors[p].shape[d] == self._half_size
-            for p, d in doubtful
+        seen = self._probed.setdefault(layer.index, [])
+        calls = self._batched.get(layer.index, [])
+        doubtful = calls[len(seen)] if len(seen) < len(calls) else []
+        seen.append(
+            all(
+                p < len(tensors) and self._half_size in tensors[p].shape[d:][:1]
+                for p, d in doubtful
+            )
         )
-        self._probed[layer.index] = halved and self._probed.get(layer.index, True)
 
     def _finish_forward(
         self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -282,7 +290,7 @@ class ExamplesSource(GradientSource):
         del output
         if self._aligned:
             return
-        if self._batched and forward.size >= 2:
+        if any(any(calls) for calls in self._batched.values()) and forward.size >= 2:
             self._probe_alignment(forward.size, args, kwargs)
         self._batched.clear()
         self._aligned = True
@@ -297,11 +305,11 @@ class ExamplesSource(GradientSource):
                 self.model(*cut_args, **cut_kwargs)
         except Exception:  # noqa: BLE001 - a model that cannot run on half a batch says nothing
             for layer in self._layers:
-                if layer.index in self._batched:
+                if any(self._batched.get(layer.index, [])):
                     self._drop(layer, _UNCERTAIN)
         else:
             for layer in self._layers:
-                if not self._probed.get(layer.index, True):
+                if not all(self._probed.get(layer.index, [])):
                     self._drop(layer, NOT_BATCHED)
         finally:
             self._probed = None

@@ -64,7 +64,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 def row_sq(rows: Tensor) -> Tensor:
     """Squared norm of every example: shape (examples, ...) -> (examples,)."""
-    flat = rows.flatten(1)
+    flat = rows.reshape(len(rows), -1)
     if flat.shape[1] > _NORM_LENGTH and not flat.is_cuda:
         return flat.square().sum(1)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1)

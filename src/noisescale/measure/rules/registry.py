@@ -136,7 +136,13 @@ def example_rule(
             return max(1, _parts.CHUNK_ELEMENTS // max(1, largest))
 
         RULES[kind] = Rule(
-            parts, examples, _one_input(batched, more_inputs), _one_output, _own, usable, norms
+            parts,
+            examples,
+            _one_input(batched, more_inputs),
+            _one_output,
+            own_parameters,
+            usable,
+            norms,
         )
         return gradients
 
@@ -191,7 +197,8 @@ def all_examples(layer: nn.Module, x: Tensor, g: Tensor) -> int:
     return max(1, len(x))
 
 
-def _own(layer: nn.Module) -> Mapping[str, nn.Parameter | None]:
+def own_parameters(layer: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """The parameters that the layer itself holds."""
     return layer._parameters
 
 
