@@ -388,3 +388,37 @@ def test_a_curve_without_points_recommends_nothing() -> None:
     assert found.table == ()
     assert found.recommended is None
     assert "no micro-batch size that ran" in found.reasons[0]
+
+
+def test_the_recipes_own_batch_is_compared_with_the_recommended() -> None:
+    speed = affine(1, 2, 4, 8, 16, 32, 64)
+    found = choose(speed=speed, critical=critical(), dataset_size=1437, own=8)
+    assert found.recommended is not None
+    assert found.recommended.global_batch_size != 8
+    own = row_of(found, 8)
+    times = (own.relative_time or 0) / (found.recommended.relative_time or 1)
+    said = [reason for reason in found.reasons if "recipe's own batch, 8 examples" in reason]
+    assert len(said) == 1
+    assert f"{times:.3g} times as long" in said[0]
+    # E/Emin at the lower end of the band: 1 + 8/50.
+    assert "at most 1.16 times the fewest examples" in said[0]
+    same = found.recommended.global_batch_size
+    again = choose(speed=speed, critical=critical(), dataset_size=1437, own=same)
+    assert not any("recipe's own" in reason for reason in again.reasons)
+
+
+def test_an_obstacle_is_the_first_reason_whatever_the_numbers() -> None:
+    why = "every rate diverged; choose a smaller lr"
+    found = choose(speed=affine(8), critical=critical(), dataset_size=64, obstacle=why)
+    assert found.recommended is None
+    assert found.reasons[0] == f"Nothing is recommended: {why}."
+
+
+def test_more_steps_are_proposed_only_where_they_help() -> None:
+    none = {"point": None, "low": None, "high": None, "detail": "no spread; use 2"}
+    few, cannot = (
+        choose(speed=affine(8), critical=critical(**none, outcome=outcome), dataset_size=64)
+        for outcome in (Outcome.TOO_FEW_STEPS, Outcome.UNSUPPORTED)
+    )
+    assert few.reasons[0].endswith("(too few steps: no spread; use 2); measure more steps.")
+    assert cannot.reasons[0].endswith("(unsupported: no spread; use 2).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
-from noisescale.plan.critical import FACTORS, OptimizerFactor, critical_batch
+from noisescale.plan.critical import FACTORS, OptimizerFactor, critical_batch, withheld
 from noisescale.records import NoiseScale, Outcome, ParametersSeen
 
 SEEN = ParametersSeen(seen=10, total=10)
@@ -101,3 +102,15 @@ def test_the_wider_band_is_at_most_a_factor_of_five() -> None:
 def test_unknown_optimizer_names_the_known() -> None:
     with pytest.raises(InvalidInputError, match="sgd"):
         critical_batch(noise=noise(Outcome.DETERMINED, 1.0, 1.0, 1.0), optimizer="sgdd", phase="")
+
+
+def test_what_is_withheld_keeps_its_outcome_unless_it_claims_numbers() -> None:
+    known = critical_batch(
+        noise=noise(Outcome.DETERMINED, 9.0, 7.0, 12.0), optimizer="sgd", phase="all"
+    )
+    hidden = withheld(known, why="every rate diverged")
+    assert (hidden.point, hidden.low, hidden.high) == (None, None, None)
+    assert (hidden.sampling_low, hidden.sampling_high) == (None, None)
+    assert (hidden.outcome, hidden.detail) == (Outcome.UNSUPPORTED, "every rate diverged")
+    few = dataclasses.replace(known, outcome=Outcome.TOO_FEW_STEPS)
+    assert withheld(few, why="").outcome is Outcome.TOO_FEW_STEPS

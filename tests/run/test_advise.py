@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from noisescale.errors import InvalidInputError
@@ -60,6 +63,46 @@ def test_a_rate_far_too_low_is_said_and_not_measured_at() -> None:
 def test_the_kind_of_optimizer_chooses_the_factor() -> None:
     found = advise("digits", seconds=SECONDS, overrides=["lr=0.05", "momentum=0.9"])
     assert found.limits.critical_batch.optimizer == "momentum"
+
+
+WORKLOAD = """
+import torch
+from torch import nn
+from noisescale import Recipe, Workload
+
+workload = Workload(
+    name="linear", model=lambda: nn.Linear(3, 1), recipe=Recipe(lr=0.1, batch_size=8),
+    train=torch.randn(64, 3, generator=torch.Generator().manual_seed(0)),
+    loss=lambda m, b: (m(b)[:, 0] - b[:, 0]).square().mean(),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "target", "words"),
+    [
+        ("lr=1e6", None, "diverges, as does every other.*a smaller lr"),
+        ("lr=0.1", "train_loss<50", "met before the first step.*deeper"),
+        ("batch_size=1", None, "one example per step.*--set batch_size=32"),
+    ],
+)
+def test_what_says_nothing_is_no_recommendation(
+    tmp_path: Path, override: str, target: str | None, words: str
+) -> None:
+    (tmp_path / "linear.py").write_text(WORKLOAD)
+    name = f"{tmp_path}/linear.py:workload"
+    found = advise(name, seconds=2, target=target, overrides=[override])
+    assert found.recommended is None
+    assert re.search(words, found.reasons[0])
+    assert found.limits.critical_batch.low is None
+    if target is not None:
+        assert any("met before the first step" in warning for warning in found.warnings)
+        assert "met before the first step" in found.limits.critical_batch.phase
+
+
+def test_the_recipes_own_batch_is_compared(digits: Advice) -> None:
+    if digits.recommended is not None and digits.recommended.global_batch_size != 32:
+        assert any("32 examples" in r or "batch 32 " in r for r in digits.reasons)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,8 @@ def choose(
     unit: str = "examples",
     tie: float = 0.05,
     include: Iterable[int] = (),
+    own: int | None = None,
+    obstacle: str | None = None,
 ) -> Choice:
     """Lay out time against compute, and recommend one global batch size.
 
@@ -144,11 +146,15 @@ def choose(
         unit: what every size here counts.
         tie: relative difference of time that counts as none.
         include: global batch sizes that get a row of their own where the tested micro-batch
-            sizes can make them (the recipe's, for example).
+            sizes can make them.
+        own: the recipe's global batch size: it gets a row alike, and a reason that compares it
+            with the recommended one.
+        obstacle: why nothing can be recommended whatever the numbers, with its remedy; it
+            becomes the first reason.
 
     Returns:
-        The table (at most ``MAX_ROWS`` rows and those of ``include``), smallest batch first,
-        the recommended row or None, and the reasons.
+        The table (at most ``MAX_ROWS`` rows and those of ``include`` and ``own``), smallest batch
+        first, the recommended row or None, and the reasons.
 
     Raises:
         InvalidInputError: a number is out of range, or the units differ.
@@ -157,9 +163,10 @@ def choose(
     """
     check_wishes(devices=devices, max_waste=max_waste)
     _check(speed, critical, dataset_size, unit, tie)
-    splits = _splits(speed, critical, devices, dataset_size, include)
+    asked = {*include, *(() if own is None else (own,))}
+    splits = _splits(speed, critical, devices, dataset_size, asked)
     table = _rows(splits, critical, max_waste)
-    recommended = _recommend(table, tie)
+    recommended = None if obstacle else _recommend(table, tie)
     reasons = Reasons(
         table=table,
         critical=critical,
@@ -168,6 +175,8 @@ def choose(
         max_waste=max_waste,
         tie=tie,
         unit=unit,
+        own=own,
+        obstacle=obstacle,
     ).sentences(recommended)
     return Choice(table=table, recommended=recommended, reasons=reasons)
 

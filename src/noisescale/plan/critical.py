@@ -7,6 +7,7 @@ workloads; the spread is the model error, and the wider band carries it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -106,6 +107,26 @@ def critical_batch(
         factor_high=factor.high,
         factor_source=factor.source,
         unit=noise.unit,
+    )
+
+
+def withheld(critical: CriticalBatch, *, why: str) -> CriticalBatch:
+    """Return the same without its numbers, for a measurement that says nothing about training.
+
+    Args:
+        critical: what was measured.
+        why: one sentence without its full stop.
+    """
+    known = critical.outcome in (Outcome.DETERMINED, Outcome.LOWER_BOUND)
+    return dataclasses.replace(
+        critical,
+        point=None,
+        low=None,
+        high=None,
+        sampling_low=None,
+        sampling_high=None,
+        outcome=Outcome.UNSUPPORTED if known else critical.outcome,
+        detail=why,
     )
 
 

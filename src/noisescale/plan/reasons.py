@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from noisescale.records import AdviceRow, CriticalBatch, MemoryLimit, ThroughputKnee
+from noisescale.records import AdviceRow, CriticalBatch, MemoryLimit, Outcome, ThroughputKnee
 
 
 def judged_time(row: AdviceRow) -> float:
@@ -53,6 +53,9 @@ class Reasons:
         max_waste: largest accepted E/Emin.
         tie: relative difference of time that counts as none.
         unit: what sizes count.
+        own: the recipe's batch size, to compare with; None when there is none.
+        obstacle: what keeps anything from being recommended, with its remedy; None when
+            nothing but the numbers does.
     """
 
     table: tuple[AdviceRow, ...]
@@ -62,6 +65,8 @@ class Reasons:
     max_waste: float
     tie: float
     unit: str
+    own: int | None = None
+    obstacle: str | None = None
 
     def sentences(self, recommended: AdviceRow | None) -> tuple[str, ...]:
         """Return why this row, or why none: the most important sentence first."""
@@ -84,21 +89,26 @@ class Reasons:
             )
         yield self._critical()
         yield self._cost(row)
+        yield from self._recipes(row)
         yield from self._tempting(row)
         yield from self._limits()
         yield from self._not_counted()
 
     def _against(self) -> Iterator[str]:
-        if not self.table:
+        if self.obstacle:
+            yield f"Nothing is recommended: {self.obstacle}."
+        elif not self.table:
             yield (
                 "Nothing is recommended: no micro-batch size that ran and fits makes a global "
                 "batch within the training data; test smaller sizes or use fewer devices."
             )
         elif not self.critical.low:
+            # What cannot be measured at all needs what its detail says, not more steps.
+            more = self.critical.outcome is not Outcome.UNSUPPORTED
             yield (
                 "Nothing is recommended: the critical batch has no lower end "
-                f"({_words(self.critical.outcome.value)}: {self.critical.detail or 'no detail'}); "
-                "measure more steps, or give a critical batch by hand."
+                f"({_words(self.critical.outcome.value)}: {self.critical.detail or 'no detail'})"
+                f"{'; measure more steps' if more else ''}."
             )
         else:
             first = self.table[0]
@@ -136,12 +146,30 @@ class Reasons:
             f"(at most {_short(steps)})."
         )
 
-    def _tempting(self, row: AdviceRow) -> Iterator[str]:
-        """Name the faster row that the limit on waste rules out."""
+    def _recipes(self, row: AdviceRow) -> Iterator[str]:
+        """Compare the recipe's own batch size with the recommended one."""
+        for other in self.table:
+            if other.global_batch_size != self.own or other == row:
+                continue
+            if other == self._ruled_out(row):
+                return  # told as the tempting one
+            yield (
+                f"The recipe's own batch, {_count(other.global_batch_size, self.unit)}, would take "
+                f"{_short(judged_time(other) / judged_time(row))} times as long and at most "
+                f"{_short(other.examples_ratio_high)} times the fewest examples."
+            )
+
+    def _ruled_out(self, row: AdviceRow) -> AdviceRow | None:
+        """Return the faster row that the limit on waste rules out."""
         fastest = min(self.table, key=judged_time)
         share = judged_time(fastest) / judged_time(row)
-        if fastest.allowed or share > 1 - self.tie:
+        return None if fastest.allowed or share > 1 - self.tie else fastest
+
+    def _tempting(self, row: AdviceRow) -> Iterator[str]:
+        fastest = self._ruled_out(row)
+        if fastest is None:
             return
+        share = judged_time(fastest) / judged_time(row)
         yield (
             f"Global batch {fastest.global_batch_size} would need {share:.2g} of that time but "
             f"may take {_short(fastest.examples_ratio_high)} times the fewest examples."

@@ -15,7 +15,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import check_seed
 from noisescale.measure.speed import scan_speed
 from noisescale.plan.choose import check_wishes, choose, is_number, memory_limit, throughput_knee
-from noisescale.plan.critical import critical_batch
+from noisescale.plan.critical import critical_batch, withheld
 from noisescale.records import (
     Advice,
     Limits,
@@ -231,6 +231,9 @@ def _advice(
     critical = critical_batch(
         noise=measured.noise_scale, optimizer=workload.recipe.optimizer_kind, phase=_phase(found)
     )
+    obstacle = _obstacle(found)
+    if obstacle is not None:
+        critical = withheld(critical, why=obstacle)
     choice = choose(
         speed=found.speed,
         critical=critical,
@@ -238,7 +241,8 @@ def _advice(
         max_waste=max_waste,
         dataset_size=workload.train_size,
         unit=unit,
-        include=(workload.recipe.batch_size,),
+        own=workload.recipe.batch_size,
+        obstacle=obstacle,
     )
     limits = Limits(
         memory=memory_limit(found.speed),
@@ -269,7 +273,23 @@ def _advice(
     )
 
 
+def _obstacle(found: _Findings) -> str | None:
+    """Say why the runs tell nothing about a batch size, with the remedy; None when they do."""
+    if found.rate.best_lr is None and found.rate.verdict == "too_high":
+        return f"{found.rate.detail}; choose a smaller lr or another recipe"
+    if found.measured.first.run.met_at_start:
+        return f"the goal {found.target} is met before the first step; choose a deeper one"
+    if found.workload.recipe.batch_size == 1:
+        return (
+            "one example per step shows no spread between examples; measure at a larger batch"
+            " (--set batch_size=32)"
+        )
+    return None
+
+
 def _phase(found: _Findings) -> str:
+    if found.measured.first.run.met_at_start:
+        return f"none: {found.target} is met before the first step"
     reached = [one.run.steps_to_target for one in found.measured.runs]
     steps = found.measured.first.run.steps
     if reached[0] is not None:

@@ -336,6 +336,8 @@ def _warnings(run: TrainingRun, target: Target | None) -> Iterable[str]:
             f"the loss rose far above its start ({run.initial_loss:.3g}) at learning rate"
             f" {run.lr:g}; the noise scale there says little about a run that works"
         )
+    if run.met_at_start:
+        yield f"the goal {target} is met before the first step: choose a deeper one"
     if target is not None and run.steps_to_target is None:
         yield f"{target} was not reached in {run.steps} steps"
 

@@ -84,6 +84,11 @@ class TrainingRun:
         """Examples used, in the recipe's unit."""
         return self.steps * self.batch_size
 
+    @property
+    def met_at_start(self) -> bool:
+        """Whether the goal held before the first step."""
+        return self.steps_to_target == 0
+
     def mean_loss(self, *, end: int, width: int) -> float:
         """Mean training loss over the ``width`` steps that end with step ``end``."""
         window = self.losses[max(0, end - width) : end]
