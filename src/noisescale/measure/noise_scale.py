@@ -30,6 +30,7 @@ from noisescale.measure.gradients import (
     StepNorms,
 )
 from noisescale.measure.microbatches import MicrobatchSource, split_gradients
+from noisescale.measure.self_test import check_meter
 from noisescale.measure.step_log import History, StepLog
 from noisescale.measure.untouched import untouched
 from noisescale.measure.verdict import Circumstances, SplitCost, moving_record
@@ -220,8 +221,7 @@ class NoiseMeter:
     def _take(self, result: StepNorms | Refused | None) -> None:
         if self._auto and self.source == "examples" and self._unfit(result):
             self._switch("microbatches")
-            return
-        if isinstance(result, Refused):
+        elif isinstance(result, Refused):
             self._refuse(result.detail)
         elif result is not None:
             self._record(result, self._scale())
@@ -342,7 +342,7 @@ class NoiseMeter:
         )
         return moving_record(self._log, history, self._source.inventory, circumstances, group)
 
-    # Resuming and leaving
+    check = check_meter
 
     def state_dict(self) -> dict[str, Any]:
         """Return the meter's memory, as plain values and a tensor; take it between steps."""
