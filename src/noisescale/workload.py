@@ -22,7 +22,8 @@ class Workload:
         model: returns a freshly initialised ``torch.nn.Module``; the caller seeds torch.
         loss: ``loss(model, batch)`` returns the mean loss over the batch's examples, a scalar.
         train: training data: a map-style dataset (``len`` and ``[i]``), a tensor, or a tuple of
-            tensors with equal first dimension (a batch is then a tuple of their rows).
+            tensors with equal first dimension (a batch is then a tuple of their rows). NumPy
+            arrays may stand for tensors.
         evaluate: validation data in the same form; None when there is none.
         recipe: how it is trained.
         metrics: ``metrics(model, batch)`` returns per-example values by name, each a tensor of
@@ -74,12 +75,28 @@ class Workload:
         return replace(self, recipe=recipe)
 
 
+_STREAMS = {
+    "DataLoader": "pass its .dataset, and its collate_fn as collate",
+    "IterableDataset": "pass a map-style dataset, with len() and [i]",
+}
+"""What torch has that holds batches or a stream and no examples by index, and the remedy."""
+
+
 def data_size(data: Any) -> int:
     """Return the number of examples of a dataset, a tensor or a tuple of tensors.
 
     Raises:
-        InvalidInputError: the data has no length, or its tensors differ in length.
+        InvalidInputError: the data has no length, its tensors differ in length, or it is a
+            loader or a stream.
     """
+    # By name: torch is not imported here.
+    for kind in type(data).__mro__:
+        if kind.__module__.startswith("torch.utils.data") and kind.__name__ in _STREAMS:
+            raise InvalidInputError(
+                f"data of type {type(data).__name__}",
+                f"it is a {kind.__name__}, and examples by index are required",
+                _STREAMS[kind.__name__],
+            )
     try:
         if isinstance(data, tuple | list) and data and hasattr(data[0], "shape"):
             sizes = {len(part) for part in data}

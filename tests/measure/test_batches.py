@@ -23,6 +23,18 @@ def test_take_from_every_kind_of_data():
     assert take(list("abcde"), ROWS, collate="".join) == "db"
 
 
+def test_numpy_arrays_stand_for_tensors():
+    x, y = X.numpy(), Y.numpy()
+    x.flags.writeable = False  # as a memory-mapped file: torch would warn
+    rows = take((x, y), ROWS)
+    assert [part.flatten().tolist() for part in rows] == [[3.0, 1.0], [3, 1]]
+    assert all(isinstance(part, torch.Tensor) for part in rows)
+    assert take(y, ROWS).tolist() == [3, 1]
+    assert [part.tolist() for part in take((Y, y), ROWS)] == [[3, 1], [3, 1]]
+    with pytest.raises(InvalidInputError, match=r"NumPy type object.*torch.from_numpy"):
+        take(y.astype(object), ROWS)
+
+
 def test_batch_size_of_nested_batches():
     assert batch_size_of({"a": "text", "b": [torch.zeros(()), torch.zeros(5, 2)]}) == 5
     with pytest.raises(InvalidInputError, match="batch of type str"):

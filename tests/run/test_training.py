@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.run.dry_run import check_workload
 from noisescale.run.evaluation import Evaluator, evaluating
 from noisescale.run.rates import rate_factor
+from noisescale.run.resolve import resolve_workload
 from noisescale.run.training import first_passage, train_run
 
 
@@ -195,6 +197,10 @@ def test_training_quantities_are_those_of_a_fixed_thousand():
         ({"loss": lambda m, b: 1.0}, "a float: a scalar tensor"),
         ({"loss": lambda m, b: m(b[0]).mean().detach()}, "without a gradient"),
         ({"loss": lambda m, b: m(b[0][:, :2]).mean()}, "RuntimeError: mat1 and mat2"),
+        (
+            {"loss": lambda m, b: (m(b[0])[:, 0] - b[1]).square().sum()},
+            "the mean over the examples is required, and this is a sum; divide",
+        ),
         ({"model": lambda: 3}, r"model\(\) returned a int"),
         ({"model": nn.Identity}, "at least one trainable parameter"),
         ({"recipe": Recipe(lr=0.1, batch_size=65)}, "batch size 65.*at most 64"),
@@ -206,8 +212,50 @@ def test_a_dry_run_tells_what_is_wrong(options, words):
     assert "\n" not in str(caught.value)
 
 
+class Distances(nn.Module):
+    """A model with everything that makes a loss depend on more than its examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(3, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 1)
+        )
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        # Always on: the mode is of no help.
+        return self.layers(nn.functional.dropout(batch, 0.5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model": Distances},
+        {"loss": lambda m, b: (m(b[0]) * 0).sum()},
+        {"loss": lambda m, b: m(b[0]).mean() * float("nan")},
+        {"loss": lambda m, b: m(b[0]).mean()},
+        {"loss": lambda m, b: nn.functional.cross_entropy(m(b[0]) @ b[1][None], b[1].argsort())},
+        {"examples": 8, "recipe": Recipe(lr=0.1, batch_size=1)},
+    ],
+)
+def test_a_dry_run_takes_every_mean(options):
+    workload = regression(**options)
+    model_state = torch.get_rng_state()
+    check_workload(workload)
+    assert torch.equal(torch.get_rng_state(), model_state)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-cnn", "chars", "quadratic"])
+def test_a_dry_run_takes_every_built_in(name):
+    check_workload(resolve_workload(name))
+
+
 def test_a_dry_run_checks_the_target():
     workload = regression()
+    empty = dataclasses.replace(workload, evaluate=(torch.zeros(0, 3), torch.zeros(0)))
+    with pytest.raises(InvalidInputError, match="evaluate with 0 examples"):
+        check_workload(empty, target=Target.parse("validation_miss<0.1"))
+    check_workload(empty, target=Target.parse("train_miss<0.1"))
     check_workload(workload, target=Target.parse("validation_miss<0.1"))
     with pytest.raises(InvalidInputError, match="did you mean miss"):
         check_workload(workload, target=Target.parse("validation_mis<0.1"))
@@ -238,3 +286,37 @@ def test_a_dry_run_refuses_an_averaged_metric_and_keeps_the_random_state():
             ),
             target=Target.parse("validation_loss<1"),
         )
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(3)
+
+    def __len__(self):
+        return 64
+
+
+def test_data_that_is_no_examples_by_index_is_told():
+    workload = regression()
+    loader = torch.utils.data.DataLoader(torch.zeros(64, 3), batch_size=8)
+    for data, words in ((loader, "DataLoader.*its .dataset"), (Stream(), "Stream.*map-style")):
+        with pytest.raises(InvalidInputError, match=words):
+            dataclasses.replace(workload, train=data)
+        with pytest.raises(InvalidInputError, match=words):
+            check_workload(
+                dataclasses.replace(workload, evaluate=data),
+                target=Target.parse("validation_loss<1"),
+            )
+
+
+def test_numpy_data_train_as_tensors_do():
+    workload = regression()
+    arrays = dataclasses.replace(
+        workload,
+        train=tuple(part.numpy() for part in workload.train),
+        evaluate=tuple(part.numpy() for part in workload.evaluate),
+    )
+    goal = Target.parse("validation_loss<0.001")
+    runs = [train_run(each, max_steps=30, target=goal) for each in (workload, arrays)]
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].evaluations == runs[1].evaluations

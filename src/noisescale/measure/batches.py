@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -19,23 +21,40 @@ def take(data: Any, indices: Tensor, collate: Collate = None) -> Any:
 
     Args:
         data: a tensor, a tuple or list of tensors with equal first dimension, or a map-style
-            dataset.
+            dataset. NumPy arrays may stand for tensors; their rows become tensors.
         indices: shape (batch,), int64.
         collate: makes a batch of a list of examples of a dataset; default: torch's.
 
     Returns:
         Rows of the tensor, a tuple of rows, or what ``collate`` returns.
 
+    Raises:
+        InvalidInputError: an array's type is none of torch's.
+
     >>> take(torch.tensor([10, 20, 30]), torch.tensor([2, 0])).tolist()
     [30, 10]
     """
-    if isinstance(data, Tensor):
-        return data[indices.to(data.device)]
-    if isinstance(data, tuple | list) and data and all(isinstance(p, Tensor) for p in data):
-        return tuple(part[indices.to(part.device)] for part in data)
+    kinds = Tensor | np.ndarray
+    if isinstance(data, kinds):
+        return _picked(data, indices)
+    if isinstance(data, tuple | list) and data and all(isinstance(part, kinds) for part in data):
+        return tuple(_picked(part, indices) for part in data)
     if isinstance(data, torch.utils.data.TensorDataset) and collate is None:
         return tuple(part[indices.to(part.device)] for part in data.tensors)
     return (collate or default_collate)([data[i] for i in indices.tolist()])
+
+
+def _picked(part: Tensor | npt.NDArray[Any], indices: Tensor) -> Tensor:
+    if isinstance(part, Tensor):
+        return part[indices.to(part.device)]
+    try:
+        return torch.from_numpy(part[indices.cpu().numpy()])
+    except TypeError:
+        raise InvalidInputError(
+            f"data of NumPy type {part.dtype}",
+            "numbers that torch knows are required",
+            "convert it, for example with torch.from_numpy(data.astype('float32'))",
+        ) from None
 
 
 def batch_size_of(batch: Any) -> int:

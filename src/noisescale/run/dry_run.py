@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,19 @@ from torch import nn
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.measure.batches import move, take
 from noisescale.records import Target
+from noisescale.run.evaluation import evaluating
 from noisescale.run.users_code import blame_user
 from noisescale.workload import Workload, data_size
 
 _EXAMPLES = 3
 """Small and unlike any usual dimension, so that a per-example shape can be told."""
+
+
+_NEAR_ZERO = 1e-6
+"""A loss this small may be rounding, which shows no proportion. (assumed)"""
+
+_IN_PROPORTION = 0.05
+"""A loss within this share of proportional to the batch is a sum. (assumed)"""
 
 
 def check_workload(workload: Workload, *, target: Target | None = None) -> None:
@@ -28,7 +37,8 @@ def check_workload(workload: Workload, *, target: Target | None = None) -> None:
 
     Raises:
         InvalidInputError: the batch is larger than the data, ``model()`` is no module or has
-            nothing to train, the loss is no scalar with a gradient, a metric does not give
+            nothing to train, the loss is no scalar with a gradient or a sum over the
+            examples, a metric does not give
             one value per example, the target's quantity does not exist, or the user's code
             raised.
     """
@@ -36,8 +46,9 @@ def check_workload(workload: Workload, *, target: Target | None = None) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = fresh_model(workload)
-        batch = _few_examples(workload, workload.train, model)
+        batch = _few_examples(workload, model)
         _check_loss(workload, model, batch)
+        _check_mean(workload, model)
         names = _check_metrics(workload, model, batch)
     if target is not None:
         check_target(workload, target, names)
@@ -87,6 +98,15 @@ def check_target(workload: Workload, target: Target, metrics: list[str]) -> None
     Raises:
         InvalidInputError: there is no such metric, or no validation data.
     """
+    if target.split == "validation" and workload.evaluate is not None:
+        with blame_user(f"workload {workload.name!r}: evaluate"):
+            size = data_size(workload.evaluate)
+        if size == 0:
+            raise InvalidInputError(
+                f"target {str(target)!r}",
+                f"workload {workload.name!r} has evaluate with 0 examples",
+                "give it evaluate=... with validation data or choose a train_ target",
+            )
     if target.split == "validation" and workload.evaluate is None:
         raise InvalidInputError(
             f"target {str(target)!r}",
@@ -101,10 +121,10 @@ def check_target(workload: Workload, target: Target, metrics: list[str]) -> None
         )
 
 
-def _few_examples(workload: Workload, data: Any, model: nn.Module) -> Any:
+def _few_examples(workload: Workload, model: nn.Module, *, repeats: int = 1) -> Any:
     with blame_user(f"workload {workload.name!r}: reading its data"):
-        indices = torch.arange(min(_EXAMPLES, data_size(data)))
-        batch = take(data, indices, workload.collate)
+        indices = torch.arange(min(_EXAMPLES, workload.train_size)).repeat(repeats)
+        batch = take(workload.train, indices, workload.collate)
     return move(batch, next(model.parameters()).device)
 
 
@@ -129,6 +149,28 @@ def _check_loss(workload: Workload, model: nn.Module, batch: Any) -> None:
             f"{got} a tensor without a gradient",
             "it must depend on the model's trainable parameters",
             "compute it from the model's output without detach() or no_grad()",
+        )
+
+
+def _check_mean(workload: Workload, model: nn.Module) -> None:
+    """Refuse a loss that grows with the batch: the same examples again leave a mean alone."""
+
+    def loss_of(repeats: int) -> float:
+        torch.manual_seed(0)
+        batch = _few_examples(workload, model, repeats=repeats)
+        with blame_user(f"workload {workload.name!r}: loss(model, batch)"), evaluating(model):
+            return float(workload.loss(model, batch))
+
+    once = loss_of(1)
+    if not math.isfinite(once) or abs(once) < _NEAR_ZERO:
+        return
+    # In proportion twice, so that what only happens to double (random data) is let through.
+    if all(abs(loss_of(n) / once - n) <= _IN_PROPORTION * n for n in (2, 3)):
+        raise InvalidInputError(
+            f"workload {workload.name!r}: loss(model, batch) doubles when every example of the"
+            " batch is there twice",
+            "the mean over the examples is required, and this is a sum",
+            "divide by the number of examples or use reduction='mean'",
         )
 
 
