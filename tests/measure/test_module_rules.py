@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from noisescale import NoiseMeter
 from noisescale.measure.example_rules import rule_for
 from per_example import assert_exact, mean_square, measured
 
@@ -277,3 +278,30 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     whole = measured(model, mean_square, batch)[1]
     monkeypatch.setattr("noisescale.measure.rules.parts.CHUNK_ELEMENTS", 300)
     torch.testing.assert_close(measured(model, mean_square, batch)[1].weighted, whole.weighted)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (Vit, (5, 3)),
+        (lambda: Attentive(batch_first=True), (5, 3)),
+        (lambda: Recurrent(nn.LSTM(2, 4, batch_first=True), 4), (5, 3)),
+        (lambda: Recurrent(nn.GRU(2, 4), 4, states=True), (5, 3)),
+    ],
+)
+def test_training_is_bit_identical(make, shape):
+    def trained(measuring):
+        torch.manual_seed(0)
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        meter = NoiseMeter(model, optimizer, source="examples") if measuring else None
+        for _ in range(4):
+            optimizer.zero_grad()
+            mean_square(model, (torch.randn(6, *shape),)).backward()
+            optimizer.step()
+        assert meter is None or (meter.missing, meter.steps) == ({}, 4)
+        return list(model.parameters()), torch.rand(2)
+
+    (weights, drawn), (expected, also) = trained(True), trained(False)
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+    assert torch.equal(drawn, also)
