@@ -94,7 +94,7 @@ def data_size(data: Any) -> int:
         if kind.__module__.startswith("torch.utils.data") and kind.__name__ in _STREAMS:
             raise InvalidInputError(
                 f"data of type {type(data).__name__}",
-                f"it is a {kind.__name__}, and examples by index are required",
+                f"examples by index are required, which a torch {kind.__name__} does not have",
                 _STREAMS[kind.__name__],
             )
     try:

@@ -15,6 +15,7 @@ from noisescale.report.terminal import (
     render_split,
     render_tradeoff,
 )
+from noisescale.theory.tradeoff import fit_tradeoff
 
 
 def printed(render: object, record: object, width: int = 100, encoding: str = "utf-8") -> str:
@@ -126,6 +127,21 @@ def test_tradeoff(tradeoff: Tradeoff) -> None:
     text = printed(render_tradeoff, tradeoff, 80)
     for words in ("92.9 examples", "68.0 to 127", "98.2 steps", "2 more that did not reach"):
         assert words in text
+
+
+def test_too_few_rows_have_no_fit_to_judge() -> None:
+    none = fit_tradeoff(batch_size=[8, 16], steps=[100, 60])
+    text = printed(render_tradeoff, none, 80)
+    assert "2 runs at 2 batch sizes" in text
+    for words in ("rms log error", "not finite", "one side of", "Fit:"):
+        assert words not in text
+
+
+def test_steps_that_rise_are_on_no_side_of_a_critical_batch() -> None:
+    rising = fit_tradeoff(batch_size=[8, 16, 32, 64], steps=[100, 130, 200, 300])
+    text = " ".join(printed(render_tradeoff, rising, 80).split())
+    assert "Steps rise with the batch size, by a factor 3.06 from 8 to 64" in text
+    assert "one side of" not in text
 
 
 def test_the_terminal_needs_no_matplotlib_and_no_torch() -> None:

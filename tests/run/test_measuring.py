@@ -134,6 +134,7 @@ def test_a_loss_that_is_never_finite_is_an_outcome():
         ({"seed": 2**63}, "from 0 to 2.63 - 1"),
         ({"seed": 1.0}, "seed 1.0"),
         ({"source": "exampels"}, "did you mean examples"),
+        ({"source": "zzz"}, "one of auto, examples, microbatches is required; give source='auto'"),
     ],
 )
 def test_bad_arguments(options, words):

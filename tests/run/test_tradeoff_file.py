@@ -64,6 +64,11 @@ def test_one_of_several_targets_is_selected(tmp_path: Path) -> None:
         read_tradeoff(path, target="validation_error<0.3")
 
 
+def test_a_target_where_there_are_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="leave the target out: the file names none"):
+        read_tradeoff(write(tmp_path, table(EXACT)), target="validation_error<0.3")
+
+
 def test_the_only_target_is_kept(tmp_path: Path) -> None:
     lines = ["batch_size,steps,target", *(f"{b},{s},train_loss<1" for b, s in EXACT)]
     assert read_tradeoff(write(tmp_path, "\n".join(lines))).target == "train_loss<1"
@@ -83,6 +88,7 @@ def test_the_only_target_is_kept(tmp_path: Path) -> None:
         ("batch_size,steps\n\n8,100\n0,50\n", "row 4, column batch_size: '0'"),
         ("batch_size,steps\n8,-100\n16,50\n", "row 2, column steps: '-100'"),
         ("batch_size,steps\n8,nan\n16,50\n", "row 2, column steps: 'nan'"),
+        ("batch_size,steps\n8,9\n1e300,1e300\n", "row 3, column batch_size: '1e300'"),
         ("batch_size,steps\n8,inf\n16,50\n", "row 2, column steps: 'inf'"),
         ("batch_size,steps\n8,\n16,50\n", "row 2, column steps: ''"),
         ("batch_size,steps\n8\n16,50\n", "row 2: 2 cells are required, 1 are there"),

@@ -359,6 +359,24 @@ class TestSymmetries:
             )
 
 
+def test_numbers_at_the_border_give_no_overflow() -> None:
+    fit = fit_tradeoff(batch_size=[8, 16, 32, 1e15], steps=[100, 60, 40, 1e15])
+    assert fit.critical_batch.point is None
+
+
+def test_steps_that_rise_are_told() -> None:
+    sizes = [8, 16, 32, 64]
+    rising = fit_tradeoff(batch_size=sizes, steps=[100, 130, 200, 300])
+    assert "steps rise with the batch size, by a factor 3.06 from 8 to 64" in rising.detail
+    assert "does not describe" in rising.detail
+    assert rising.critical_batch.point is None
+    # The factor: exp(3 (1.5 log 3 + 0.5 log(200/130)) / 5).
+    # On one line nothing is left to chance; flat and scattered steps do not rise.
+    assert "steps rise" in fit_tradeoff(batch_size=sizes, steps=sizes).detail
+    for steps in ([50, 50, 50, 50], [50, 50, 51, 51], [50, 90, 40, 70]):
+        assert "steps rise" not in fit_tradeoff(batch_size=sizes, steps=steps).detail
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -370,6 +388,8 @@ class TestSymmetries:
         ({"batch_size": 8, "steps": 3}, "equal length"),
         ({"batch_size": [], "steps": []}, "no rows"),
         ({"batch_size": [8, 0, 32]}, "batch_size 0"),
+        ({"batch_size": [8, 16, 1e300]}, "batch_size 1e.300: a number between"),
+        ({"steps": [10, 5, 1e16]}, "steps 1e.16: a number between"),
         ({"steps": [10, -5, 3]}, "steps -5"),
         ({"steps": [10, float("nan"), 3]}, "steps nan"),
         ({"steps": [10, float("inf"), 3]}, "steps inf"),

@@ -19,10 +19,11 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> None:
 is required; did you mean examples?
     """
     if value not in known:
+        close = nearest(str(value), known)
+        # Where nothing is close the requirement has listed all there are.
+        remedy = close if close.startswith("did you mean") else f"give {name}={known[0]!r}"
         raise InvalidInputError(
-            f"{name} {value!r}",
-            f"one of {', '.join(known)} is required",
-            nearest(str(value), known),
+            f"{name} {value!r}", f"one of {', '.join(known)} is required", remedy
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -136,13 +137,17 @@ def _fit(tradeoff: Tradeoff) -> list[RenderableType]:
     runs = f"{wording.count(fit.points, 'runs')} at {wording.count(fit.batch_sizes, 'batch sizes')}"
     if fit.censored:
         runs += f", {fit.censored:,} more that did not reach the target (lower bounds)"
+    lines: list[RenderableType] = [_line("Data: ", runs)]
+    if not math.isfinite(fit.rms_log_error):
+        return lines  # too few rows: there is no fit to speak of
     error = f"rms log error {wording.number(fit.rms_log_error)}"
     if fit.replication_error is not None:
         error += f", between repeats {wording.number(fit.replication_error)}"
     if fit.lack_of_fit_p is not None:
         error += f", lack of fit p = {wording.number(fit.lack_of_fit_p)}"
-    lines: list[RenderableType] = [_line("Data: ", runs), _line("Fit:  ", error)]
-    if not fit.brackets and tradeoff.critical_batch.low is not None:
+    lines.append(_line("Fit:  ", error))
+    # Without a point it is the detail that says on which side sizes are missing, if any.
+    if not fit.brackets and tradeoff.critical_batch.point is not None:
         lines += _warnings(("all batch sizes lie on one side of the critical batch",))
     return lines
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from noisescale.errors import InvalidInputError, nearest
-from noisescale.measure.arguments import check_count, check_seed
+from noisescale.measure.arguments import SOURCES, check_choice, check_count, check_seed
 from noisescale.measure.noise_scale import NoiseMeter, measure_noise_scale
 from noisescale.measure.step_log import History
 from noisescale.records import Measurement, NoiseScale, Recipe, Target, TrajectoryRow
@@ -25,7 +24,6 @@ from noisescale.run.training import PATIENCE_NOT_FINITE, TrainingRun, train_run
 from noisescale.workload import Workload
 
 SourceName = Literal["auto", "examples", "microbatches"]
-SOURCES = ("auto", "examples", "microbatches")
 
 Progress = Callable[[str, float | None], None]
 """``on_progress(what, share)``: what is being done, and the share done if it is known."""
@@ -107,7 +105,7 @@ def measure_workload(
     Raises:
         InvalidInputError: an argument or the workload cannot be used.
     """
-    check_source(source)
+    check_choice("source", source, SOURCES)
     check_seed(seed)
     for name, count in (("steps", steps), ("batch size", batch_size)):
         if count is not None:
@@ -222,20 +220,6 @@ def trajectory(
             )
         )
     return tuple(rows)
-
-
-def check_source(source: str) -> None:
-    """Refuse a source that does not exist.
-
-    Raises:
-        InvalidInputError: it does not.
-    """
-    if source not in SOURCES:
-        raise InvalidInputError(
-            f"source {source!r}",
-            f"one of {', '.join(SOURCES)} is required",
-            nearest(str(source), SOURCES),
-        )
 
 
 class _Share:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Tradeoff
-from noisescale.theory.tradeoff import fit_tradeoff
+from noisescale.theory.tradeoff import LARGEST, fit_tradeoff
 
 _REQUIRED = ("batch_size", "steps")
 _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
@@ -142,10 +142,10 @@ def _number(row: _Row, column: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not 1 / LARGEST <= value <= LARGEST:
         raise InvalidInputError(
             f"{row.place}, column {column}: {text!r}",
-            "a positive number is required",
+            f"a positive number of at most {LARGEST:g} is required",
             "correct or remove the row",
         )
     return value
@@ -177,7 +177,7 @@ def _of_target(
         return list(runs), runs[0].target if runs else None
     kept = [run for run in runs if run.target == target]
     if not kept:
-        raise InvalidInputError(
-            f"{path}: target {target!r}", "no row has it", nearest(target, names or ["(none)"])
-        )
+        named = {run.target for run in runs if run.target}
+        remedy = nearest(target, named) if named else "leave the target out: the file names none"
+        raise InvalidInputError(f"{path}: target {target!r}", "no row has it", remedy)
     return kept, target

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from noisescale.errors import InvalidInputError
 from noisescale.records import FitQuality, Interval, Outcome, Tradeoff
 from noisescale.theory.steps_likelihood import LogInterval, StepsLikelihood, profile_intervals
+from noisescale.theory.tradeoff_detail import explain
 
 Array = npt.NDArray[np.float64]
 
@@ -23,6 +24,8 @@ MIN_SIZES = 3
 """Distinct batch sizes that must have reached the target: two parameters and one to check."""
 MIN_POINTS = 4
 """Rows that must have reached the target: two degrees of freedom left for the noise."""
+LARGEST = 1e15
+"""Batch sizes and steps beyond this, or below its inverse, are taken for mistakes. (assumed)"""
 
 
 def steps_ratio(*, batch_size: npt.ArrayLike, critical_batch: float) -> Array:
@@ -177,7 +180,7 @@ def fit_tradeoff(
         says which sizes are missing.
 
     Raises:
-        InvalidInputError: lengths differ, a value is not positive and finite, all batch sizes
+        InvalidInputError: lengths differ, a value is not between 1e-15 and 1e15, all batch sizes
             are equal, or the level is not between 0 and 1.
 
     Source: McCandlish et al. 2018, eq. 2.11 and App. A.3 (fit in log space); Bates and Watts
@@ -220,7 +223,13 @@ def fit_tradeoff(
         critical_batch=critical,
         level=level,
         outcome=Outcome.LOWER_BOUND if point is None else Outcome.DETERMINED,
-        detail=_detail(critical, reached, brackets, quality.lack_of_fit_p),
+        detail=explain(
+            critical,
+            sizes=reached,
+            logs=logs[~late],
+            brackets=brackets,
+            lack_of_fit_p=quality.lack_of_fit_p,
+        ),
         fit=quality.record(rms=bounds.rms, brackets=brackets),
         target=target,
         unit=unit,
@@ -289,39 +298,14 @@ def _repeats(sizes: Array, logs: Array) -> tuple[float | None, float | None]:
 
 
 def _interval(logs: LogInterval) -> Interval:
-    low, high = float(np.exp(logs.low)), float(np.exp(logs.high))
+    with np.errstate(over="ignore"):  # an end beyond every float is an open end
+        low, high = float(np.exp(logs.low)), float(np.exp(logs.high))
     bounded = low > 0 and np.isfinite(high)
     return Interval(
         point=float(np.exp(logs.point)) if bounded else None,
         low=low,
         high=high if np.isfinite(high) else None,
     )
-
-
-def _detail(critical: Interval, reached: Array, brackets: bool, lack_of_fit_p: float | None) -> str:
-    """Explain the outcome in one sentence, with the remedy where there is one."""
-    smallest, largest = f"{reached.min():g}", f"{reached.max():g}"
-    if critical.point is not None:
-        where = "lie on both sides of" if brackets else "all lie on one side of"
-        text = f"the tested sizes {smallest} to {largest} {where} the critical batch"
-    elif critical.low and critical.high is None:
-        text = (
-            f"steps fall in proportion up to batch size {largest}: the critical batch is at "
-            f"least {critical.low:.3g}, no upper end can be given; add larger batch sizes"
-        )
-    elif critical.high is not None:
-        text = (
-            f"steps hardly fall from batch size {smallest} on: the critical batch is at most "
-            f"{critical.high:.3g}, no lower end above 0 can be given; add smaller batch sizes"
-        )
-    else:
-        text = (
-            "the noise leaves the critical batch open on both sides; add repeats, and batch "
-            f"sizes below {smallest} and above {largest}"
-        )
-    if lack_of_fit_p is not None and lack_of_fit_p < 0.01:
-        text += f"; the steps law does not fit (lack of fit p = {lack_of_fit_p:.2g})"
-    return text
 
 
 def _checked(
@@ -341,6 +325,14 @@ def _checked(
             "one-dimensional arrays of equal length are required",
             "pass one entry per run",
         )
+    for name, array in (("batch_size", sizes), ("steps", counts)):
+        wrong = array[(array > LARGEST) | (array < 1 / LARGEST)]
+        if wrong.size:
+            raise InvalidInputError(
+                f"{name} {wrong[0]:g}",
+                f"a number between {1 / LARGEST:g} and {LARGEST:g} is required",
+                f"check {name}",
+            )
     if len(np.unique(sizes)) < 2:
         raise InvalidInputError(
             f"batch_size: all {len(sizes)} values are {sizes[0]:g}" if len(sizes) else "no rows",
