@@ -311,14 +311,16 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /
 
 
 @linux
-def test_real_memory_limit(scan_real):
-    """20 MB per example and 310 MB: 15 fit, 16 do not."""
+def test_real_memory_limit(scan_real, monkeypatch):
+    """20 MB per example and 319 MB: 15 fit with 19 MB to spare, 16 do not."""
+    # A busy machine must not look like a collapse here: memory is what this is about.
+    monkeypatch.setattr("noisescale.measure.speed.collapses", lambda *_: False)
     curve = scan_real("hungry", {"megabytes": 20}, limit_bytes=319_000_000, seconds=60)
     assert (max(sizes_of(curve)), min(failed(curve))) == (15, 16)
     assert curve.points[-1].peak_bytes == pytest.approx(300e6, rel=0.15)
     assert all(point.peak_bytes <= curve.limit_bytes for point in curve.points)
     assert "over the limit" in curve.failures[0].reason
-    assert curve.limit_bytes == 310_000_000
+    assert curve.limit_bytes == 319_000_000
 
 
 @linux
