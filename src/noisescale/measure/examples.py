@@ -197,7 +197,7 @@ class ExamplesSource(GradientSource):
             layer=layer.module,
             tensors=[t.detach() for t in tensors],
             dims=dims,
-            arguments=without_tensors(args, kwargs),
+            arguments=without_tensors(args, kwargs) if layer.rule.repeats else ((), {}),
             outputs=out_dims,
             versions=[t._version for t in tensors],
         )
@@ -226,17 +226,16 @@ class ExamplesSource(GradientSource):
             forward.fired = True
             self._fired.append(forward)
         ready: dict[int, list[Use]] = {}
-        here: dict[int, list[Use]] = {}
         for key, index in layer.slots.items():
             if self.inventory.slots[index].missing is None:
                 use = Use(layer.rule, call, key)
-                here.setdefault(index, []).append(use)
-                waiting = forward.waiting.setdefault(index, [])
-                waiting.append(use)
-                if len(waiting) == forward.expected[index]:
+                if index in self._account.unchecked:
+                    self._account.add({index: [use]}, call)
+                uses = forward.waiting.setdefault(index, [])
+                uses.append(use)
+                if len(uses) == forward.expected[index]:
                     ready[index] = forward.waiting.pop(index)
         self._add_squares(ready)
-        self._account.add(here, call)
 
     def _add_squares(self, uses: dict[int, list[Use]]) -> None:
         if not uses:

@@ -172,7 +172,8 @@ class Reasons:
         share = judged_time(fastest) / judged_time(row)
         yield (
             f"Global batch {fastest.global_batch_size} would need {share:.2g} of that time but "
-            f"may take {_short(fastest.examples_ratio_high)} times the fewest examples."
+            f"may take {_short(fastest.examples_ratio_high)} times the fewest examples; allow more "
+            "waste to have it (--max-waste)."
         )
 
     def _limits(self) -> Iterator[str]:

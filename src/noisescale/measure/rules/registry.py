@@ -70,6 +70,7 @@ class Rule:
         parameters: the parameters it answers for, by name.
         usable: why a layer of this kind cannot be measured, or None.
         norms: a faster way to the squared norms of a single call.
+        repeats: whether it needs the arguments of the call again.
     """
 
     parts: Callable[[Call, slice], Mapping[str, Part]]
@@ -79,6 +80,7 @@ class Rule:
     parameters: Callable[[nn.Module], Mapping[str, nn.Parameter | None]]
     usable: Callable[[nn.Module], str | None]
     norms: NormsFunction | None = None
+    repeats: bool = False
 
 
 RULES: dict[type[nn.Module], Rule] = {}

@@ -12,7 +12,7 @@ from noisescale.measure.rules.parts import Part, check, squares, total
 from noisescale.measure.rules.registry import Call, Rule
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Use:
     """One use of a parameter: a call of a module that holds it, under this name."""
 

@@ -179,7 +179,13 @@ def _attention_outputs(layer: nn.Module, outputs: list[Tensor], size: int) -> li
     return [0 if layer.batch_first else 1, *[0] * (len(outputs) - 1)]
 
 
-WHOLE.append(Rule(_gradients, _step, _inputs, _outputs, _wanted, _usable))
+WHOLE.append(Rule(_gradients, _step, _inputs, _outputs, _wanted, _usable, repeats=True))
 RULES[nn.MultiheadAttention] = Rule(
-    _gradients, _step, _attention_inputs, _attention_outputs, _wanted, _usable
+    _gradients,
+    _step,
+    _attention_inputs,
+    _attention_outputs,
+    _wanted,
+    _usable,
+    repeats=True,
 )
