@@ -226,16 +226,19 @@ class ExamplesSource(GradientSource):
             forward.fired = True
             self._fired.append(forward)
         ready: dict[int, list[Use]] = {}
+        fresh: dict[int, list[Use]] = {}
         for key, index in layer.slots.items():
             if self.inventory.slots[index].missing is None:
                 use = Use(layer.rule, call, key)
                 if index in self._account.unchecked:
-                    self._account.add({index: [use]}, call)
+                    fresh.setdefault(index, []).append(use)
                 uses = forward.waiting.setdefault(index, [])
                 uses.append(use)
                 if len(uses) == forward.expected[index]:
                     ready[index] = forward.waiting.pop(index)
         self._add_squares(ready)
+        if fresh:
+            self._account.add(fresh, call)
 
     def _add_squares(self, uses: dict[int, list[Use]]) -> None:
         if not uses:
