@@ -402,3 +402,12 @@ def test_bad_input(change: dict[str, Any], words: str) -> None:
     arguments: dict[str, Any] = {"batch_size": [8, 16, 32], "steps": [10, 5, 3]}
     with pytest.raises(InvalidInputError, match=words):
         fit_tradeoff(**(arguments | change))
+
+
+def test_both_definitions_stand_side_by_side() -> None:
+    """Bcrit 100 from size 10: 20 % more examples than there is 0.2 x 100 + 1.2 x 10 = 32."""
+    sizes = [10, 40, 160, 640]
+    fit = fit_tradeoff(batch_size=sizes, steps=[30 * (1 + 100 / b) for b in sizes])
+    assert fit.overhead_batch.point == pytest.approx(32, rel=1e-3)
+    examples = {b: b * 30 * (1 + 100 / b) for b in (10, 32)}
+    assert examples[32] == pytest.approx(1.2 * examples[10])

@@ -58,6 +58,8 @@ class Tradeoff(Record):
         outcome: determined, or how far the fit got.
         detail: one sentence that explains the outcome.
         fit: how well the law describes the data.
+        overhead_batch: the other definition of a critical batch: the size that takes 1.2 times
+            the examples of the smallest tested size that reached the target, in ``unit``.
         target: the target's name where the file holds one.
         unit: what batch sizes count.
     """
@@ -69,5 +71,6 @@ class Tradeoff(Record):
     outcome: Outcome
     detail: str
     fit: FitQuality
+    overhead_batch: Interval = Interval(point=None, low=None, high=None)
     target: str | None = None
     unit: str = "examples"

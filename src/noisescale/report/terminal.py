@@ -121,6 +121,7 @@ def render_tradeoff(tradeoff: Tradeoff, console: Console | None = None) -> None:
         ("critical global batch Bcrit = Emin / Smin", tradeoff.critical_batch, tradeoff.unit),
         ("fewest steps Smin, at very large batch", tradeoff.steps_min, "steps"),
         ("fewest examples Emin, at very small batch", tradeoff.examples_min, tradeoff.unit),
+        ("20 % more examples than the smallest size", tradeoff.overhead_batch, tradeoff.unit),
     ):
         bounds = wording.interval(value.low, value.high)
         table.add_row(name, wording.quantity(value.point, unit), bounds)

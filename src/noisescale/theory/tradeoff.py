@@ -112,6 +112,11 @@ def batch_size_for_examples(*, ratio: npt.ArrayLike, critical_batch: float) -> A
     return _positive("critical_batch", critical_batch) * _excess("ratio", ratio)
 
 
+OVERHEAD = 1.2
+"""Examples over those of the smallest tested size at which the overhead definition is shown
+(paper: Zhang et al. 2024 take 20 %)."""
+
+
 def overhead_batch_size(
     *, critical_batch: float, base_batch_size: npt.ArrayLike, overhead: npt.ArrayLike
 ) -> Array:
@@ -231,6 +236,7 @@ def fit_tradeoff(
             lack_of_fit_p=quality.lack_of_fit_p,
         ),
         fit=quality.record(rms=bounds.rms, brackets=brackets),
+        overhead_batch=_overhead(critical, float(reached.min())),
         target=target,
         unit=unit,
     )
@@ -370,3 +376,17 @@ def _excess(name: str, ratio: npt.ArrayLike) -> Array:
             f"{name} {excess.min() + 1:g}", "a ratio above 1 is required", "give for example 1.5"
         )
     return excess
+
+
+def _overhead(critical: Interval, smallest: float) -> Interval:
+    """Put each end of the critical batch into the overhead definition."""
+
+    def at(value: float | None) -> float | None:
+        if not value:
+            return value
+        size = overhead_batch_size(
+            critical_batch=value, base_batch_size=smallest, overhead=OVERHEAD
+        )
+        return float(size)
+
+    return Interval(point=at(critical.point), low=at(critical.low), high=at(critical.high))
