@@ -58,6 +58,15 @@ def through(layer, channels, dims, positions):
     return nn.Sequential(before, nn.Tanh(), layer), (torch.randn(4, 2, *positions),)
 
 
+@pytest.fixture(params=["shifted", "unfolded"])
+def form(request, monkeypatch):
+    """Both ways to a convolution's weight, whatever its size would choose."""
+    least = 1 if request.param == "shifted" else 10**9
+    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_CHANNELS", least)
+    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_POSITIONS", 1)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @FEW
 @given(given_=convolution(), seed=st.integers(0, 99).map(seeded), dtype=DTYPES)
@@ -67,6 +76,7 @@ def test_convolutions(given_, seed, dtype):
     assert_exact(model, batch, dtype=dtype)
 
 
+@pytest.mark.usefixtures("form")
 @FEW
 @given(given_=convolution(transpose=True), seed=st.integers(0, 99).map(seeded), dtype=DTYPES)
 def test_transposed_convolutions(given_, seed, dtype):

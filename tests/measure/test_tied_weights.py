@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from noisescale.measure.rules.parts import Outer, Rows, squares, sum_of
+from noisescale.measure.rules.parts import Outer, Rows, square_sum, sum_of
 from per_example import assert_exact, cross_entropy, measured
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
@@ -166,5 +166,5 @@ def test_the_joint_form_is_the_square_of_the_sum():
     outer = Outer(torch.randn(3, 2, 50).double(), torch.randn(3, 2, 40).double())
     rows = Rows(torch.randint(0, 50, (3, 4)), torch.randn(3, 4, 40).double(), 50)
     for parts in ([outer, rows], [rows, outer], [outer, rows, outer], [rows, rows]):
-        truth = sum_of(parts, shape).square().sum((1, 2))
-        torch.testing.assert_close(squares(parts, shape), truth)
+        truth = sum_of(parts, shape).square().sum()
+        torch.testing.assert_close(square_sum(parts, shape), truth)

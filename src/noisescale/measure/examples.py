@@ -8,17 +8,13 @@ what its parameters really received.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from noisescale.measure.example_rules import Rule, rule_for
 from noisescale.measure.gradients import (
     Forward,
     GradientSource,
@@ -26,34 +22,13 @@ from noisescale.measure.gradients import (
     Refused,
     StepNorms,
     on_gradient,
-    tensors_in,
 )
+from noisescale.measure.layer_calls import Layer, LayerCalls
 from noisescale.measure.rules.account import Account
-from noisescale.measure.rules.registry import NOT_BATCHED, Call, Dims, replaced, without_tensors
+from noisescale.measure.rules.registry import Call
 from noisescale.measure.rules.uses import Use, square_sums
-from noisescale.measure.untouched import untouched
 
-_TWICE = "its module was differentiated twice in one forward pass"
-_OVERWRITTEN = "the input of its module was changed in place after the call"
-_UNCERTAIN = "whether its input starts with the batch dimension could not be told"
 _OUTSIDE = "its gradient does not come from calls of its module alone"
-
-
-@dataclass(eq=False)
-class Layer:
-    """A module whose rule is known.
-
-    Attributes:
-        module: the layer.
-        index: its place among the layers.
-        rule: how it is measured.
-        slots: own parameter name -> index in the inventory.
-    """
-
-    module: nn.Module
-    index: int
-    rule: Rule
-    slots: dict[str, int]
 
 
 class ExamplesSource(GradientSource):
@@ -73,48 +48,18 @@ class ExamplesSource(GradientSource):
         self._squares: dict[int, Tensor] = {}
         self._fired: list[Forward] = []
         self._mixing = ""
-        self._aligned = False
-        self._batched: dict[int, list[list[tuple[int, int]]]] = {}
-        self._inputs: set[int] = set()
-        self._probed: dict[int, list[bool]] | None = None
-        self._half_size = 0
         self._checks: list[RemovableHandle] = []
         self._norm_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._shapes = {i: slot.tensor.shape for i, slot in enumerate(inventory.slots)}
         self._account = Account(self._shapes)
-        self._layers = self._find_layers()
-
-    def _find_layers(self) -> list[Layer]:
-        indices = {id(slot.tensor): i for i, slot in enumerate(self.inventory.slots)}
-        layers: list[Layer] = []
-        answered_for: set[nn.Module] = set()
-        for module in self.model.modules():
-            rule = rule_for(module)
-            named = module._parameters if isinstance(rule, str) else rule.parameters(module)
-            slots = {key: indices[id(p)] for key, p in named.items() if id(p) in indices}
-            if module in answered_for or not slots:
-                continue
-            if isinstance(rule, str):
-                for index in slots.values():
-                    self.inventory.drop(index, rule)
-                continue
-            layers.append(Layer(module, len(layers), rule, slots))
-            if any("." in key for key in slots):
-                answered_for.update(module.modules())
-        return layers
+        self._calls = LayerCalls(model, inventory, self._answered, self._drop)
 
     # Hooks
 
     def _install(self) -> None:
         super()._install()
         seen = set(self.inventory.seen)
-        for layer in self._layers:
-            if not seen.isdisjoint(layer.slots.values()):
-                self._handles.append(
-                    layer.module.register_forward_hook(
-                        self._layer_hook(layer), prepend=True, with_kwargs=True
-                    )
-                )
+        self._handles += self._calls.install()
         for name, module in self._norm_layers:
             self._handles.append(module.register_forward_hook(self._mixing_hook(name)))
         for index in seen & self._account.unchecked:
@@ -132,10 +77,16 @@ class ExamplesSource(GradientSource):
         self._checks.clear()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._calls.repeating:
+            return
         super()._enter(model, args, kwargs)
-        if self._forward is not None and not self._aligned:
-            given = tensors_in([*args, *kwargs.values()])
-            self._inputs = {t.untyped_storage().data_ptr() for t in given}
+        self._calls.begin(self._forward, args, kwargs)
+
+    def _finish_forward(
+        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        del output
+        self._calls.finish(forward, args, kwargs)
 
     def _mixing_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, *_: Any) -> None:
@@ -146,82 +97,8 @@ class ExamplesSource(GradientSource):
 
         return hook
 
-    def _layer_hook(self, layer: Layer) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._probed is not None:
-                self._note_lengths(layer, tensors_in([*args, *kwargs.values()]))
-            forward = self._forward
-            if forward is None or not torch.is_grad_enabled():
-                return
-            outputs = tensors_in(output)
-            if not any(t.requires_grad for t in outputs):
-                return
-            call = self._call(layer, forward, args, kwargs, outputs)
-            if isinstance(call, str):
-                self._drop(layer, call)
-                return
-            for index in layer.slots.values():
-                forward.expected[index] = forward.expected.get(index, 0) + 1
-            if len(outputs) == 1:
-                on_gradient(outputs[0], lambda g: self._answer(layer, forward, call, [g]))
-            else:
-                live = [i for i, t in enumerate(outputs) if t.requires_grad]
-
-                def answer(gradients: Sequence[Tensor | None]) -> None:
-                    by_output = dict(zip(live, gradients, strict=True))
-                    every = [by_output.get(i) for i in range(len(outputs))]
-                    self._answer(layer, forward, call, every)
-
-                register_multi_grad_hook([outputs[i] for i in live], answer)
-
-        return hook
-
-    def _call(
-        self,
-        layer: Layer,
-        forward: Forward,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: list[Tensor],
-    ) -> Call | str:
-        dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
-        if isinstance(dims, str):
-            return dims
-        out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
-        if isinstance(out_dims, str):
-            return out_dims
-        tensors = tensors_in([*args, *kwargs.values()])
-        if not self._aligned:
-            self._doubt(layer, forward.size, tensors, dims)
-        return Call(
-            layer=layer.module,
-            tensors=[t.detach() for t in tensors],
-            dims=dims,
-            arguments=without_tensors(args, kwargs) if layer.rule.repeats else ((), {}),
-            outputs=out_dims,
-            versions=[t._version for t in tensors],
-        )
-
-    def _answer(
-        self, layer: Layer, forward: Forward, call: Call, gradients: Sequence[Tensor | None]
-    ) -> None:
-        try:
-            self._fire(layer, forward, call, [None if g is None else g.detach() for g in gradients])
-        except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
-            self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
-
-    def _fire(
-        self, layer: Layer, forward: Forward, call: Call, gradients: list[Tensor | None]
-    ) -> None:
-        if forward.window != self._window or not self._watching:
-            return
-        if call.gradients:
-            self._drop(layer, _TWICE)
-            return
-        if call.versions != [t._version for t in call.tensors]:
-            self._drop(layer, _OVERWRITTEN)
-            return
-        call.gradients = gradients
+    def _answered(self, layer: Layer, forward: Forward, call: Call) -> None:
+        """All the gradients of one call came."""
         if not forward.fired:
             forward.fired = True
             self._fired.append(forward)
@@ -236,6 +113,7 @@ class ExamplesSource(GradientSource):
                 uses.append(use)
                 if len(uses) == forward.expected[index]:
                     ready[index] = forward.waiting.pop(index)
+                    forward.done.add(index)
         self._add_squares(ready)
         if fresh:
             self._account.add(fresh, call)
@@ -253,68 +131,11 @@ class ExamplesSource(GradientSource):
 
     def _settle(self) -> None:
         for index in self._account.settle():
-            for layer in self._layers:
+            for layer in self._calls.layers:
                 if index in layer.slots.values():
                     self._drop(layer, _OUTSIDE)
         if self._account.unchecked.isdisjoint(self.inventory.seen):
             self._end_checks()
-
-    # Is it really the batch that a layer's input starts with?
-
-    def _doubt(self, layer: Layer, size: int, tensors: list[Tensor], dims: Dims) -> None:
-        """Note inputs with another dimension of the batch's length, or that no layer made."""
-        doubtful = [
-            (position, dim)
-            for position, (x, dim) in enumerate(zip(tensors, dims, strict=True))
-            if dim is not None
-            and (
-                list(x.shape).count(size) > 1
-                or (x.grad_fn is None and x.untyped_storage().data_ptr() not in self._inputs)
-            )
-        ]
-        self._batched.setdefault(layer.index, []).append(doubtful)
-
-    def _note_lengths(self, layer: Layer, tensors: list[Tensor]) -> None:
-        assert self._probed is not None
-        seen = self._probed.setdefault(layer.index, [])
-        calls = self._batched.get(layer.index, [])
-        doubtful = calls[len(seen)] if len(seen) < len(calls) else []
-        seen.append(
-            all(
-                p < len(tensors) and self._half_size in tensors[p].shape[d:][:1]
-                for p, d in doubtful
-            )
-        )
-
-    def _finish_forward(
-        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        del output
-        if self._aligned:
-            return
-        if any(any(calls) for calls in self._batched.values()) and forward.size >= 2:
-            self._probe_alignment(forward.size, args, kwargs)
-        self._batched.clear()
-        self._aligned = True
-
-    def _probe_alignment(self, size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Run half the batch without gradients: inputs that keep their length hold no batch."""
-        self._half_size = half = max(1, size // 2)
-        self._probed = {}
-        try:
-            with untouched(self.model), torch.no_grad():
-                cut_args, cut_kwargs = _first_rows((args, kwargs), size, half)
-                self.model(*cut_args, **cut_kwargs)
-        except Exception:  # noqa: BLE001 - a model that cannot run on half a batch says nothing
-            for layer in self._layers:
-                if any(self._batched.get(layer.index, [])):
-                    self._drop(layer, _UNCERTAIN)
-        else:
-            for layer in self._layers:
-                if not all(self._probed.get(layer.index, [])):
-                    self._drop(layer, NOT_BATCHED)
-        finally:
-            self._probed = None
 
     # Steps
 
@@ -322,8 +143,8 @@ class ExamplesSource(GradientSource):
         self._squares.clear()
         self._fired.clear()
         self._mixing = ""
-        if hasattr(self, "_account"):
-            self._account.clear()
+        self._account.clear()
+        self._calls.forget()
 
     def _close(self) -> StepNorms | Refused:
         if self._mixing:
@@ -388,12 +209,3 @@ def fits(model: nn.Module) -> bool:
     ExamplesSource(model, inventory)
     mixing = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
     return not (inventory.missing or mixing)
-
-
-def _first_rows(arguments: Any, size: int, rows: int) -> Any:
-    """Copy nested arguments with batch-sized tensors cut to their first rows."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:rows].clone() if tensor.dim() and tensor.shape[0] == size else tensor
-
-    return replaced(arguments, cut)

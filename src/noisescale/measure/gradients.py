@@ -69,12 +69,16 @@ class Refused:
 class Forward:
     """One forward pass of the watched model, and the uses of its parameters."""
 
-    __slots__ = ("expected", "fired", "size", "waiting", "window")
+    __slots__ = ("done", "expected", "fired", "over", "size", "waiting", "window")
 
     def __init__(self, size: int, window: int) -> None:
         self.size = size
         self.window = window
         self.fired = False
+        self.over = False
+        """Whether its step has ended."""
+        self.done: set[int] = set()
+        """Parameters whose uses were all counted."""
         self.expected: dict[int, int] = {}
         """How often each parameter was used, by its index."""
         self.waiting: dict[int, list[Any]] = {}
@@ -185,10 +189,15 @@ def squared_norm(gradient: Tensor) -> Tensor:
     flat = g.reshape(-1)
     if g.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
-    if flat.numel() <= _DOT_LENGTH:
-        return torch.dot(flat, flat)
-    parts = torch.split(flat, _DOT_LENGTH)
-    return torch.stack([torch.dot(part, part) for part in parts]).sum()
+    return inner_product(flat, flat)
+
+
+def inner_product(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the products of two flat tensors, short sums first."""
+    if one.numel() <= _DOT_LENGTH or one.is_cuda:
+        return torch.dot(one, other)
+    pairs = zip(torch.split(one, _DOT_LENGTH), torch.split(other, _DOT_LENGTH), strict=True)
+    return torch.stack([torch.dot(a, b) for a, b in pairs]).sum()
 
 
 def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Outer, Part, wide
 from noisescale.measure.rules.registry import example_rule, trained
+from noisescale.measure.rules.windows import windows
 
 
 def _batched(layer: nn.Module, x: Tensor) -> bool:
@@ -20,11 +21,27 @@ def _batched(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
-    """Examples whose unfolded patches fill one buffer."""
+    """Examples whose factors fill one buffer."""
     assert isinstance(layer, _ConvNd)
-    positions = x if isinstance(layer, _ConvTransposeNd) else g
-    patch = layer.weight[0].numel() * layer.groups
-    return max(1, _parts.CHUNK_ELEMENTS // max(1, patch * prod(positions.shape[2:])))
+    if isinstance(layer, _ConvTransposeNd):
+        x, g = g, x
+    per_example = x[0].numel() + g[0].numel()
+    if not _shifted(layer, g):
+        per_example = layer.weight[0].numel() * layer.groups * prod(g.shape[2:])
+    return max(1, _parts.CHUNK_ELEMENTS // max(1, per_example))
+
+
+def _shifted(layer: _ConvNd, grid: Tensor) -> bool:
+    """Whether products with shifted inputs are cheaper than unfolded patches."""
+    outer, inner = layer.weight.shape[:2]
+    if isinstance(layer, _ConvTransposeNd):
+        outer //= layer.groups
+    positions = prod(grid.shape[2:])
+    return (
+        prod(layer.kernel_size) > 1
+        and min(outer, inner) >= _parts.LEAST_SHIFTED_CHANNELS
+        and positions >= _parts.LEAST_SHIFTED_POSITIONS
+    )
 
 
 _OPTIONS: dict[str, Any] = {"batched": _batched, "step": _step}
@@ -39,7 +56,7 @@ def convolution(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     x, g = wide(x), wide(g)
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        found["weight"] = _outer(layer, g, _patches(layer, x, g.shape[2:]))
+        found["weight"] = _weight(layer, g, x)
     if trained(layer, "bias"):
         found["bias"] = g.flatten(2).sum(2)
     return found
@@ -54,10 +71,28 @@ def transposed(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     x, g = wide(x), wide(g)
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        found["weight"] = _outer(layer, x, _patches(layer, g, x.shape[2:]))
+        found["weight"] = _weight(layer, x, g)
     if trained(layer, "bias"):
         found["bias"] = g.flatten(2).sum(2)
     return found
+
+
+def _weight(layer: _ConvNd, grid: Tensor, signal: Tensor) -> Part:
+    """From the tensor of one kernel position each, and the one that the kernel slides over."""
+    if not _shifted(layer, grid):
+        return _outer(layer, grid, _patches(layer, signal, grid.shape[2:]))
+    before = list(reversed(_pad_widths(layer)[::2]))
+    if layer.padding_mode != "zeros" and any(before):
+        signal, before = _padded(layer, signal, _pad_widths(layer)), [0] * len(before)
+    return windows(
+        grid,
+        signal,
+        kernel=layer.kernel_size,
+        stride=layer.stride,
+        dilation=layer.dilation,
+        padding=before,
+        groups=layer.groups,
+    )
 
 
 def _outer(layer: _ConvNd, channels: Tensor, patches: Tensor) -> Outer:
@@ -73,6 +108,8 @@ def _patches(layer: _ConvNd, x: Tensor, positions: Any) -> Tensor:
     """Pad and unfold to (batch, channels * kernel, positions)."""
     size, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
     widths = _pad_widths(layer)
+    if prod(size) == 1 and set(stride) == {1} and not any(widths) and x.shape[2:] == positions:
+        return x
     if len(size) == 2 and not isinstance(layer, _ConvTransposeNd):
         # F.unfold pads with zeros by itself, the same on both sides.
         padding = (widths[2], widths[0])

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from noisescale.measure.rules.parts import Outer, Part, product_sq, row_sq, wide
+from noisescale.measure.rules.parts import Outer, Part, wide
 from noisescale.measure.rules.registry import all_examples, example_rule, trained
 
 
-def _norms(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Squared norms; for one position |g_i|^2 is shared between weight and bias.
-
-    Source: Goodfellow 2015 (arXiv:1510.01799).
-    """
-    x, g = wide(x), wide(g)
-    norms: dict[str, Tensor] = {}
-    if x.dim() == 2:
-        g_sq = row_sq(g)
-        if trained(layer, "weight"):
-            norms["weight"] = g_sq * row_sq(x)
-        if trained(layer, "bias"):
-            norms["bias"] = g_sq
-        return norms
-    x, g = x.flatten(1, -2), g.flatten(1, -2)
-    if trained(layer, "weight"):
-        norms["weight"] = product_sq(g, x)
-    if trained(layer, "bias"):
-        norms["bias"] = row_sq(g.sum(1))
-    return norms
-
-
-@example_rule(nn.Linear, norms=_norms, step=all_examples)
+@example_rule(nn.Linear, step=all_examples)
 def linear(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """Linear: dW_i = sum_t g_it x_it^T, db_i = sum_t g_it, over all dimensions but the first."""
     x, g = wide(x), wide(g)

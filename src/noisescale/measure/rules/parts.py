@@ -7,16 +7,23 @@ of inner products between factors, without the gradients themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from noisescale.measure.gradients import inner_product, squared_norm
+from noisescale.measure.rules.windows import Windows
+
 # Elements of one unfolded or materialised buffer. (measured on one CPU core: of 2^16 to 2^25,
 # convolutions of 32 and 64 channels at 14x14 and 28x28 are fastest, or within noise of it, at
 # 2^20 to 2^22)
 CHUNK_ELEMENTS = 1 << 21
+
+# Convolutions with fewer channels or positions are unfolded. (measured)
+LEAST_SHIFTED_CHANNELS = 4
+LEAST_SHIFTED_POSITIONS = 32
 
 # torch's norm on a CPU adds up in one pass: over more elements than this it loses more than
 # 3e-6 in float32, where a sum by halves does not. (measured)
@@ -53,7 +60,7 @@ class Rows:
     count: int
 
 
-Part = Tensor | Outer | Rows
+Part = Tensor | Outer | Rows | Windows
 """A tensor is the gradients themselves, shape (examples, *parameter shape)."""
 
 
@@ -71,8 +78,8 @@ def row_sq(rows: Tensor) -> Tensor:
     return norm.square()
 
 
-def product_sq(left: Tensor, right: Tensor) -> Tensor:
-    """|sum_t left_t right_t^T|_F^2 of each item: (n, t, o), (n, t, i) -> (n,).
+def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over the items of |sum_t left_t right_t^T|_F^2: (n, t, o), (n, t, i) -> ().
 
     Either through the t x t Gram matrices or through the o x i product itself, whichever
     needs fewer operations.
@@ -81,39 +88,49 @@ def product_sq(left: Tensor, right: Tensor) -> Tensor:
     """
     items, length, outer = left.shape
     inner = right.shape[2]
-    if length * (inner + outer) < inner * outer:
-        return (torch.bmm(right, right.mT) * torch.bmm(left, left.mT)).sum((1, 2))
-    step = max(1, CHUNK_ELEMENTS // max(1, inner * outer))
-    return torch.cat(
-        [
-            row_sq(torch.bmm(left[i : i + step].mT, right[i : i + step]))
-            for i in range(0, items, step)
-        ]
-    )
+    if length == 1:
+        # Source: Goodfellow 2015 (arXiv:1510.01799).
+        return torch.dot(row_sq(left), row_sq(right))
+    gram = length * (inner + outer) < inner * outer
+    step = max(1, CHUNK_ELEMENTS // max(1, length * length if gram else inner * outer))
+    sums = []
+    for i in range(0, items, step):
+        some = slice(i, i + step)
+        if gram:
+            one, other = (torch.bmm(t[some], t[some].mT).view(-1) for t in (left, right))
+            sums.append(inner_product(one, other))
+        else:
+            sums.append(squared_norm(torch.bmm(left[some].mT, right[some])))
+    return _added(sums)
 
 
-def squares(parts: Sequence[Part], shape: torch.Size) -> Tensor:
-    """Squared norm of every example's sum over the parts, cross terms included.
+def _added(sums: list[Tensor]) -> Tensor:
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def square_sum(parts: Sequence[Part], shape: torch.Size) -> Tensor:
+    """Squared norm of the sum over the parts, cross terms included, summed over the examples.
 
     Args:
         parts: the uses of one parameter by the same examples.
         shape: the parameter's.
 
     Returns:
-        Shape (examples,).
+        Shape ().
     """
     parts = _merged(parts)
     if len(parts) == 1:
-        return _single_sq(parts[0], shape)
+        return _single_square_sum(parts[0])
     if all(_pairs_up(part) for part in parts) and _gram_is_cheaper(parts, shape):
-        return _gram_sq(parts)
+        return _gram_square_sum(parts)
+    return _added([squared_norm(rows) for rows in chunks(parts, shape)])
+
+
+def chunks(parts: Sequence[Part], shape: torch.Size) -> Iterator[Tensor]:
+    """Yield the gradients of some examples at a time: shape (some, *shape)."""
     step = max(1, CHUNK_ELEMENTS // max(1, shape.numel()))
-    return torch.cat(
-        [
-            row_sq(sum_of([_cut(part, slice(i, i + step)) for part in parts], shape))
-            for i in range(0, _examples(parts[0]), step)
-        ]
-    )
+    for i in range(0, _examples(parts[0]), step):
+        yield sum_of([_cut(part, slice(i, i + step)) for part in parts], shape)
 
 
 def sum_of(parts: Sequence[Part], shape: torch.Size) -> Tensor:
@@ -128,6 +145,8 @@ def total(part: Part, shape: torch.Size) -> Tensor:
     """Gradient summed over the examples: the parameter's shape."""
     if isinstance(part, Tensor):
         return part.sum(0)
+    if isinstance(part, Windows):
+        return part.totals(shape)
     if isinstance(part, Outer):
         left, right = (t.reshape(-1, part.groups, *t.shape[1:]) for t in (part.left, part.right))
         return torch.einsum("ngto,ngti->goi", left, right).reshape(shape)
@@ -148,12 +167,16 @@ def check(part: Part, shape: torch.Size) -> None:
 
 
 def _examples(part: Part) -> int:
+    if isinstance(part, Windows):
+        return part.examples
     if isinstance(part, Outer):
         return part.left.shape[0] // part.groups
     return len(part if isinstance(part, Tensor) else part.ids)
 
 
 def _cut(part: Part, rows: slice) -> Part:
+    if isinstance(part, Windows):
+        return part.cut(rows)
     if isinstance(part, Outer):
         g = part.groups
         items = slice(rows.start * g, rows.stop * g)
@@ -166,6 +189,8 @@ def _cut(part: Part, rows: slice) -> Part:
 def _dense(part: Part, shape: torch.Size) -> Tensor:
     if isinstance(part, Tensor):
         return part
+    if isinstance(part, Windows):
+        return part.dense(shape)
     if isinstance(part, Outer):
         return torch.bmm(part.left.mT, part.right).reshape(-1, *shape)
     examples, _, width = part.rows.shape
@@ -183,7 +208,7 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
     """Join parts of one kind along their positions."""
     outers: dict[tuple[int, int], list[Outer]] = {}
     rows = [part for part in parts if isinstance(part, Rows)]
-    merged: list[Part] = [part for part in parts if isinstance(part, Tensor)]
+    merged: list[Part] = [part for part in parts if isinstance(part, Tensor | Windows)]
     for part in parts:
         if isinstance(part, Outer):
             outers.setdefault((part.groups, part.left.shape[2]), []).append(part)
@@ -202,31 +227,29 @@ def _join(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors, dim=1)
 
 
-def _single_sq(part: Part, shape: torch.Size) -> Tensor:
+def _single_square_sum(part: Part) -> Tensor:
     if isinstance(part, Tensor):
-        return row_sq(part)
+        return squared_norm(part)
     if isinstance(part, Rows):
-        return _rows_sq(part)
-    if part.left.shape[1] == 1:
-        items = row_sq(part.left) * row_sq(part.right)
-    else:
-        items = product_sq(part.left, part.right)
-    del shape
-    return items if part.groups == 1 else items.view(-1, part.groups).sum(1)
+        return _rows_square_sum(part)
+    if isinstance(part, Windows):
+        return part.square_sum()
+    return product_square_sum(part.left, part.right)
 
 
-def _rows_sq(part: Rows) -> Tensor:
+def _rows_square_sum(part: Rows) -> Tensor:
     """Rows of equal ids add up before they are squared."""
     ids, rows = part.ids, part.rows
     examples, length, width = rows.shape
+    del examples
     if length == 1:
-        return row_sq(rows)
+        return squared_norm(rows)
     if length <= width:
-        return (torch.bmm(rows, rows.mT) * _same(ids, ids)).sum((1, 2))
+        return (torch.bmm(rows, rows.mT) * _same(ids, ids)).sum()
     pairs, where = torch.unique(ids + _numbers(ids).unsqueeze(1) * part.count, return_inverse=True)
     sums = rows.new_zeros(len(pairs), width)
     sums.index_add_(0, where.reshape(-1), rows.reshape(-1, width))
-    return rows.new_zeros(examples).index_add_(0, pairs // part.count, row_sq(sums))
+    return squared_norm(sums)
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:
@@ -242,7 +265,7 @@ def _pairs_up(part: Part) -> bool:
 
 
 def _sides(part: Part) -> tuple[Tensor, Tensor]:
-    assert not isinstance(part, Tensor)
+    assert isinstance(part, Rows | Outer)
     return (part.ids, part.rows) if isinstance(part, Rows) else (part.left, part.right)
 
 
@@ -259,13 +282,13 @@ def _gram_is_cheaper(parts: Sequence[Part], shape: torch.Size) -> bool:
     return gram < dense
 
 
-def _gram_sq(parts: Sequence[Part]) -> Tensor:
-    """Sum over all pairs of positions of (left . left') (right . right')."""
+def _gram_square_sum(parts: Sequence[Part]) -> Tensor:
+    """Sum over the examples and all pairs of positions of (left . left') (right . right')."""
     result: Tensor | None = None
     for i, one in enumerate(parts):
         for other in parts[: i + 1]:
             (left, right), (left_, right_) = _sides(one), _sides(other)
-            term = (_left_gram(left, left_) * torch.bmm(right, right_.mT)).sum((1, 2))
+            term = (_left_gram(left, left_) * torch.bmm(right, right_.mT)).sum()
             term = term if one is other else 2 * term
             result = term if result is None else result + term
     assert result is not None

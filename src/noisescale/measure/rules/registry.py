@@ -27,20 +27,19 @@ class Call:
 
     Attributes:
         layer: the layer.
-        tensors: the tensors among its arguments, in order, detached.
-        dims: the batch dimension of each of them, None where it has none.
+        dims: the batch dimension of each tensor among its arguments, None where it has none.
         arguments: its arguments, to be filled with tensors again.
         outputs: batch dimension of each output tensor.
-        versions: how often each tensor had been changed in place.
+        tensors: the tensors among its arguments, in order, detached; empty until the backward
+            pass reaches the call.
         gradients: the gradient of each output, None where none came; empty until they come.
     """
 
     layer: nn.Module
-    tensors: list[Tensor]
     dims: Dims
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
     outputs: list[int] = field(default_factory=lambda: [0])
-    versions: list[int] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor | None] = field(default_factory=list)
 
     @property

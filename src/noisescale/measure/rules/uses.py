@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noisescale.measure.rules.parts import Part, check, squares, total
+from noisescale.measure.rules.parts import Part, check, square_sum, total
 from noisescale.measure.rules.registry import Call, Rule
 
 
@@ -42,7 +42,7 @@ def square_sums(
     sums: dict[int, Tensor] = {}
     for found in _by_chunks(uses):
         for index, parts in found.items():
-            value = squares(parts, shapes[index]).sum()
+            value = square_sum(parts, shapes[index])
             sums[index] = sums[index] + value if index in sums else value
     return sums
 

@@ -1,0 +1,233 @@
+"""Calls of a model's layers, from the forward pass until their gradients come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils.hooks import RemovableHandle
+
+from noisescale.measure.alignment import Alignment
+from noisescale.measure.example_rules import Rule, rule_for
+from noisescale.measure.gradients import Forward, Inventory, on_gradient, tensors_in
+from noisescale.measure.kept import OverwrittenError, Take, in_backward, keep
+from noisescale.measure.rules.registry import Call, without_tensors
+
+_TWICE = "its module was differentiated twice in one forward pass"
+_OVERWRITTEN = "the input of its module was changed in place after the call"
+_REPEATED = (
+    "it is used both inside and outside a re-entrant activation checkpoint, or in two; use"
+    " use_reentrant=False"
+)
+
+
+@dataclass(eq=False)
+class Layer:
+    """A module whose rule is known.
+
+    Attributes:
+        module: the layer.
+        index: its place among the layers.
+        rule: how it is measured.
+        slots: own parameter name -> index in the inventory.
+        pending: calls whose gradients did not come yet, by forward pass.
+    """
+
+    module: nn.Module
+    index: int
+    rule: Rule
+    slots: dict[str, int]
+    pending: dict[Forward, int] = field(default_factory=dict)
+
+
+def find_layers(model: nn.Module, inventory: Inventory) -> list[Layer]:
+    """List the layers that own measured parameters; what cannot be measured is dropped."""
+    indices = {id(slot.tensor): i for i, slot in enumerate(inventory.slots)}
+    layers: list[Layer] = []
+    answered_for: set[nn.Module] = set()
+    for module in model.modules():
+        rule = rule_for(module)
+        named = module._parameters if isinstance(rule, str) else rule.parameters(module)
+        slots = {key: indices[id(p)] for key, p in named.items() if id(p) in indices}
+        if module in answered_for or not slots:
+            continue
+        if isinstance(rule, str):
+            for index in slots.values():
+                inventory.drop(index, rule)
+            continue
+        layers.append(Layer(module, len(layers), rule, slots))
+        if any("." in key for key in slots):
+            answered_for.update(module.modules())
+    return layers
+
+
+class LayerCalls:
+    """Hooks on layers: every call whose gradients came goes to ``answered``.
+
+    Args:
+        model: the model.
+        inventory: its parameters.
+        answered: called with the layer, the forward pass and the complete call.
+        drop: called with a layer that cannot be measured, and why.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        answered: Callable[[Layer, Forward, Call], None],
+        drop: Callable[[Layer, str], None],
+    ) -> None:
+        self.layers = find_layers(model, inventory)
+        self.alignment = Alignment(model)
+        self.forward: Forward | None = None
+        """The forward pass that runs now."""
+        self._last: Forward | None = None
+        self._begun: list[Forward] = []
+        self._inventory = inventory
+        self._answered = answered
+        self._drop = drop
+
+    def install(self) -> list[RemovableHandle]:
+        """Hook every layer that still has a parameter to measure."""
+        seen = set(self._inventory.seen)
+        return [
+            layer.module.register_forward_hook(self._hook(layer), prepend=True, with_kwargs=True)
+            for layer in self.layers
+            if not seen.isdisjoint(layer.slots.values())
+        ]
+
+    def begin(self, forward: Forward | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Start a forward pass of the model; None for one that is not to be measured."""
+        self.forward = forward
+        if forward is not None:
+            self._begun.append(forward)
+            if not self.alignment.settled:
+                self.alignment.begin(args, kwargs)
+
+    def finish(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """End a forward pass of the model."""
+        self.forward, self._last = None, forward
+        if not self.alignment.settled:
+            for index, reason in self.alignment.finish(forward.size, args, kwargs).items():
+                self._drop(self.layers[index], reason)
+
+    def forget(self) -> None:
+        """Drop the calls of the step."""
+        self.forward = self._last = None
+        for forward in self._begun:
+            forward.over = True
+        self._begun.clear()
+        for layer in self.layers:
+            layer.pending.clear()
+
+    @property
+    def repeating(self) -> bool:
+        """Whether a forward pass now repeats one for activation checkpointing."""
+        return self._last is not None and in_backward()
+
+    def _hook(self, layer: Layer) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self.forward is not None:
+                self._see(layer, self.forward, args, kwargs, output)
+            elif self.alignment.probing:
+                self.alignment.note_half(layer.index, tensors_in((args, kwargs)))
+            elif self.repeating:
+                self._repeat(layer, args, kwargs, output)
+
+        return hook
+
+    def _repeat(
+        self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        assert self._last is not None
+        if not torch.is_grad_enabled():
+            return
+        if layer.pending.get(self._last):
+            # The first pass kept its inputs through the checkpoint's hooks, which now want to
+            # see the same tensors again, in the same order.
+            keep(tensors_in((args, kwargs)))
+        else:
+            # The re-entrant kind ran its first pass without gradients.
+            if not self._last.done.isdisjoint(layer.slots.values()):
+                self._drop(layer, _REPEATED)
+            self._see(layer, self._last, args, kwargs, output)
+
+    def _see(
+        self,
+        layer: Layer,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
+        tensors = tensors_in(args if not kwargs else (args, kwargs))
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in outputs)
+        if not grad and self.alignment.settled:
+            return
+        dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
+        if isinstance(dims, str):
+            self._drop(layer, dims)
+            return
+        if not self.alignment.settled:
+            self.alignment.note(layer.index, forward.size, tensors, dims)
+        if not grad:
+            return
+        out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
+        if isinstance(out_dims, str):
+            self._drop(layer, out_dims)
+            return
+        for index in layer.slots.values():
+            forward.expected[index] = forward.expected.get(index, 0) + 1
+        layer.pending[forward] = layer.pending.get(forward, 0) + 1
+        call = Call(
+            layer=layer.module,
+            dims=dims,
+            outputs=out_dims,
+            arguments=without_tensors(args, kwargs) if layer.rule.repeats else ((), {}),
+        )
+        self._await(layer, forward, [(call, keep(tensors))], outputs)
+
+    def _await(
+        self, layer: Layer, forward: Forward, once: list[tuple[Call, Take]], outputs: list[Tensor]
+    ) -> None:
+        # The hook lives as long as the graph; what it holds is gone once it was used.
+        if len(outputs) == 1:
+            on_gradient(outputs[0], lambda g: self._answer(layer, forward, once, [g]))
+            return
+        live = [i for i, t in enumerate(outputs) if t.requires_grad]
+
+        def answer(gradients: Sequence[Tensor | None]) -> None:
+            by_output = dict(zip(live, gradients, strict=True))
+            every = [by_output.get(i) for i in range(len(outputs))]
+            self._answer(layer, forward, once, every)
+
+        register_multi_grad_hook([outputs[i] for i in live], answer)
+
+    def _answer(
+        self,
+        layer: Layer,
+        forward: Forward,
+        once: list[tuple[Call, Take]],
+        gradients: Sequence[Tensor | None],
+    ) -> None:
+        if forward.over:
+            return
+        if not once:
+            self._drop(layer, _TWICE)
+            return
+        call, take = once.pop()
+        try:
+            call.tensors = take()
+            call.gradients = [None if g is None else g.detach() for g in gradients]
+            layer.pending[forward] -= 1
+            self._answered(layer, forward, call)
+        except OverwrittenError:
+            self._drop(layer, _OVERWRITTEN)
+        except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
+            self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
