@@ -14,8 +14,9 @@ from torch import nn
 
 from noisescale import NoiseMeter, Outcome
 from noisescale.measure.examples import ExamplesSource
-from noisescale.measure.gradients import Inventory, squared_norm
+from noisescale.measure.gradients import Inventory
 from noisescale.measure.microbatches import MicrobatchSource
+from noisescale.measure.squares import squared_norm
 from noisescale.theory.noise_scale import unbiased_moments
 from reference import flat, per_example_gradients
 

@@ -121,7 +121,7 @@ class ExamplesSource(GradientSource):
     def _add_squares(self, uses: dict[int, list[Use]]) -> None:
         if not uses:
             return
-        for index, value in square_sums(uses, self._shapes).items():
+        for index, value in square_sums(uses, self._shapes, self.metric).items():
             before = self._squares.get(index)
             self._squares[index] = value if before is None else before + value
 

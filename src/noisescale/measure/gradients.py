@@ -18,15 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.measure.leftovers import Leftovers
+from noisescale.measure.metric import Euclidean, Metric
 from noisescale.records import ParametersSeen
 
 LossReduction = Literal["mean", "sum"]
 Grouping = Mapping[str, str] | Callable[[str], str] | None
 BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
-
-# One dot product over more elements than this loses up to 3e-6 in float32, depending on the
-# processor (measured: 4e-7 at this length, 3e-6 at four times it).
-_DOT_LENGTH = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,33 +170,6 @@ def _group_function(names: list[str], groups: Grouping) -> Callable[[str], str]:
     return lambda name: groups.get(name, "other")
 
 
-def squared_norm(gradient: Tensor) -> Tensor:
-    """Return sum g^2 as a 0-d tensor, summed in float32 at least.
-
-    Args:
-        gradient: any shape, any floating dtype; sparse gradients are coalesced.
-    """
-    g = gradient.detach()
-    if g.is_sparse:
-        g = g.coalesce().values()
-    if g.is_cuda:
-        wide = torch.promote_types(g.dtype, torch.float32)
-        norm: Tensor = torch.linalg.vector_norm(g, dtype=wide)
-        return norm.square()
-    flat = g.reshape(-1)
-    if g.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    return inner_product(flat, flat)
-
-
-def inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of the products of two flat tensors, short sums first."""
-    if one.numel() <= _DOT_LENGTH or one.is_cuda:
-        return torch.dot(one, other)
-    pairs = zip(torch.split(one, _DOT_LENGTH), torch.split(other, _DOT_LENGTH), strict=True)
-    return torch.stack([torch.dot(a, b) for a, b in pairs]).sum()
-
-
 def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Call ``hook`` with the gradient that one backward pass brings to ``tensor``."""
     handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -257,9 +227,11 @@ class GradientSource(abc.ABC):
         loss_reduction: LossReduction = "mean",
         batch_size_of: BatchSizeOf | None = None,
         any_mode: bool = False,
+        metric: Metric | None = None,
     ) -> None:
         self.model = model
         self.inventory = inventory
+        self.metric = metric or Euclidean()
         self.abandoned = 0
         self._loss_reduction = loss_reduction
         self._batch_size_of = batch_size_of or leading_size
@@ -271,7 +243,7 @@ class GradientSource(abc.ABC):
         self._eval_forward = False
         self._forwards = 0
         self._mean: dict[int, Tensor] = {}
-        self._leftovers = Leftovers(squared_norm)
+        self._leftovers = Leftovers()
 
     def open(self) -> None:
         """Watch the coming passes as one step."""
@@ -279,6 +251,7 @@ class GradientSource(abc.ABC):
             self._install()
         self._watching = True
         self._reset()
+        self.metric.freeze()
 
     def close(self, gradients: Mapping[int, Tensor] | None = None) -> StepNorms | Refused | None:
         """End the step: its norms, why there are none, or None when no gradient was seen.
@@ -289,7 +262,7 @@ class GradientSource(abc.ABC):
         """
         if gradients is not None:
             self._mean.clear()
-            self._mean.update({i: squared_norm(g) for i, g in gradients.items()})
+            self._mean.update({i: self.metric.square(i, g) for i, g in gradients.items()})
         blind = self._forwards and not self.inventory.seen
         result = self._close() if self._mean or blind else None
         if gradients is None and result is not None and self._leftovers.judge():
@@ -325,17 +298,20 @@ class GradientSource(abc.ABC):
             parameter = self.inventory.slots[index].tensor
             self._handles.append(after_accumulation(parameter, self._accumulated(index)))
         if self.inventory.seen:
-            watched = self.inventory.slots[self.inventory.seen[0]].tensor
-            self._handles.append(self._leftovers.watch(watched))
+            first = self.inventory.seen[0]
+            watched = self.inventory.slots[first].tensor
+            self._handles.append(
+                self._leftovers.watch(watched, lambda g: self.metric.square(first, g))
+            )
 
     def _accumulated(self, index: int) -> Callable[[Tensor], None]:
-        mean, leftovers = self._mean, self._leftovers
+        mean, leftovers, square = self._mean, self._leftovers, self.metric.square
         watched = index == self.inventory.seen[0]
 
         def hook(parameter: Tensor) -> None:
             # Backward passes before the last are overwritten: which is last is not known yet.
             if parameter.grad is not None:
-                mean[index] = squared_norm(parameter.grad)
+                mean[index] = square(index, parameter.grad)
                 if watched:
                     leftovers.accumulated(mean[index])
 

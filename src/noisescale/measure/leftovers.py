@@ -22,19 +22,18 @@ class Leftovers:
         found: whether the last step that was looked at began with an old gradient.
     """
 
-    def __init__(self, squared_norm: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self) -> None:
         self.found = False
-        self._squared_norm = squared_norm
         self._left = CHECKED_STEPS
         self._own: Tensor | None = None
         self._total: Tensor | None = None
 
-    def watch(self, parameter: Tensor) -> RemovableHandle:
-        """See the parameter's gradient of each backward pass alone."""
+    def watch(self, parameter: Tensor, square: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """See the parameter's gradient of each backward pass alone, by its squared norm."""
 
         def hook(gradient: Tensor) -> None:
             if self._left and self._own is None:
-                self._own = self._squared_norm(gradient)
+                self._own = square(gradient)
 
         handle: RemovableHandle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
         return handle

@@ -21,9 +21,9 @@ from noisescale.measure.gradients import (
     Refused,
     StepNorms,
     on_gradient,
-    squared_norm,
     tensors_in,
 )
+from noisescale.measure.squares import squared_norm
 
 _ONE_BACKWARD = (
     "one backward pass per optimizer step gives one micro-batch, which has no spread; accumulate "
@@ -99,7 +99,7 @@ class MicrobatchSource(GradientSource):
                 self._twice |= len(self._passes) == before
             self._received.add(index)
             if self._passes:
-                self._add(index, squared_norm(gradient))
+                self._add(index, self.metric.square(index, gradient))
 
         return hook
 

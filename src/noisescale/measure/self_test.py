@@ -13,8 +13,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from noisescale.errors import InvalidInputError
 from noisescale.measure.batches import batch_size_of, slices
 from noisescale.measure.examples import ExamplesSource
-from noisescale.measure.gradients import Inventory, Refused, squared_norm
+from noisescale.measure.gradients import Inventory, Refused
 from noisescale.measure.microbatches import gradients_of
+from noisescale.measure.squares import squared_norm
 from noisescale.measure.untouched import untouched
 
 # Largest relative difference of squared norms that rounding explains. (assumed; what is wrong

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from noisescale.measure.gradients import squared_norm
 from noisescale.measure.rules.registry import Call
 from noisescale.measure.rules.uses import Use, own_gradients
+from noisescale.measure.squares import squared_norm
 
 # Largest relative difference between the gradient that the calls account for and the one that
 # the parameter received that rounding explains, in full and in half precision. (assumed; TF32

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noisescale.measure.gradients import inner_product, squared_norm
 from noisescale.measure.rules.windows import Windows
+from noisescale.measure.squares import inner_product, squared_norm
 
 # Elements of one unfolded or materialised buffer. (measured on one CPU core: of 2^16 to 2^25,
 # convolutions of 32 and 64 channels at 14x14 and 28x28 are fastest, or within noise of it, at

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noisescale.measure.rules.parts import Part, check, square_sum, total
+from noisescale.measure.metric import Euclidean, Metric
+from noisescale.measure.rules.parts import Part, check, total
 from noisescale.measure.rules.registry import Call, Rule
 
 
@@ -22,7 +23,7 @@ class Use:
 
 
 def square_sums(
-    uses: Mapping[int, Sequence[Use]], shapes: Mapping[int, torch.Size]
+    uses: Mapping[int, Sequence[Use]], shapes: Mapping[int, torch.Size], metric: Metric
 ) -> dict[int, Tensor]:
     """Sum over the examples of each parameter's squared gradient norm.
 
@@ -30,19 +31,21 @@ def square_sums(
         uses: all the uses of each parameter in one forward pass; the gradient of an example is
             their sum.
         shapes: of the parameters.
+        metric: the norm.
 
     Returns:
         0-d tensors; none for a parameter that a rule says nothing of.
     """
     first = next(iter(uses.values()))[0]
-    if first.rule.norms and all(len(u) == 1 and u[0].call is first.call for u in uses.values()):
-        call = first.call
-        norms = first.rule.norms(call.layer, call.tensors[0], call.gradient)
+    rule, call = first.rule, first.call
+    alone = all(len(u) == 1 and u[0].call is call for u in uses.values())
+    if rule.norms is not None and alone and isinstance(metric, Euclidean):
+        norms = rule.norms(call.layer, call.tensors[0], call.gradient)
         return {i: norms[u[0].key].sum() for i, u in uses.items() if u[0].key in norms}
     sums: dict[int, Tensor] = {}
     for found in _by_chunks(uses):
         for index, parts in found.items():
-            value = square_sum(parts, shapes[index])
+            value = metric.square_sum(index, parts, shapes[index])
             sums[index] = sums[index] + value if index in sums else value
     return sums
 

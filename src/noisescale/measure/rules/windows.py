@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from noisescale.measure.gradients import squared_norm
+from noisescale.measure.squares import squared_norm
 
 
 @dataclass(frozen=True, eq=False)
