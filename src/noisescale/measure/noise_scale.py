@@ -32,6 +32,7 @@ from noisescale.measure.gradients import (
 from noisescale.measure.microbatches import MicrobatchSource, split_gradients
 from noisescale.measure.self_test import check_meter
 from noisescale.measure.step_log import History, StepLog
+from noisescale.measure.tally import Tally
 from noisescale.measure.untouched import untouched
 from noisescale.measure.verdict import Circumstances, SplitCost, moving_record
 from noisescale.records import NoiseScale
@@ -123,13 +124,8 @@ class NoiseMeter:
         self._batch_size_of = batch_size_of
         self._population_size = population_size
         self._norm_layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-        self._optimizer_steps = 0
-        self._refused = 0
-        self._refusal = ""
-        self._split_cost = SplitCost()
-        self._split_only = False
+        self._tally = Tally()
         self._split_done = False
-        self._normalised = False
         self._use(source if source != "auto" else "examples" if fits(model) else "microbatches")
         self._log = StepLog(self._source.inventory)
         self._step_hook = (
@@ -150,7 +146,7 @@ class NoiseMeter:
     @property
     def due(self) -> bool:
         """Whether the coming optimizer step is to be measured."""
-        return self._optimizer_steps % self._every == 0
+        return self._tally.optimizer_steps % self._every == 0
 
     @property
     def missing(self) -> dict[str, str]:
@@ -177,7 +173,7 @@ class NoiseMeter:
         self._log = StepLog(self._source.inventory)
 
     def _arm(self) -> None:
-        if self.due and not self._split_only:
+        if self.due and not self._tally.split_only:
             self._source.open()
         else:
             self._source.pause()
@@ -190,7 +186,7 @@ class NoiseMeter:
         del optimizer
         # args holds the optimizer itself, then what step() was given.
         if any(callable(value) for value in (*args[1:], *kwargs.values())):
-            self._refuse(
+            self._tally.refuse(
                 "optimizer.step(closure) runs its backward passes inside the step, where the "
                 "weights move; measure with measure_noise_scale at fixed weights"
             )
@@ -212,9 +208,9 @@ class NoiseMeter:
         self._end_step()
 
     def _end_step(self) -> None:
-        if self.due and not self._split_only:
+        if self.due and not self._tally.split_only:
             self._take(self._source.close())
-        self._optimizer_steps += 1
+        self._tally.optimizer_steps += 1
         self._split_done = False
         self._arm()
 
@@ -222,7 +218,7 @@ class NoiseMeter:
         if self._auto and self.source == "examples" and self._unfit(result):
             self._switch("microbatches")
         elif isinstance(result, Refused):
-            self._refuse(result.detail)
+            self._tally.refuse(result.detail)
         elif result is not None:
             self._record(result, self._scale())
 
@@ -235,17 +231,15 @@ class NoiseMeter:
     def _record(self, norms: StepNorms, scale: float) -> None:
         population = self._population_size
         if norms.units < 2:
-            self._refuse("a batch of one example has no spread; use at least 2 per step")
+            self._tally.refuse("a batch of one example has no spread; use at least 2 per step")
             return
         if population is not None and norms.examples > population:
-            self._refuse(f"a step of {norms.examples} from a population of {population}")
+            self._tally.refuse(f"a step of {norms.examples} from a population of {population}")
             return
-        self._normalised |= any(m.training or m.running_mean is None for m in self._norm_layers)
-        self._log.add(self._optimizer_steps, norms, scale)
-
-    def _refuse(self, detail: str) -> None:
-        self._refused += 1
-        self._refusal = detail
+        self._tally.normalised |= any(
+            m.training or m.running_mean is None for m in self._norm_layers
+        )
+        self._log.add(self._tally.optimizer_steps, norms, scale)
 
     def split_pass(
         self,
@@ -281,7 +275,7 @@ class NoiseMeter:
             )
         if self.source == "examples":
             self._switch("microbatches")
-        self._split_only = True
+        self._tally.split_only = True
         self._source.pause()
         if not self.due or self._split_done:
             return False
@@ -297,9 +291,9 @@ class NoiseMeter:
                 loss_reduction=self._loss_reduction,
             )
         cost = SplitCost(len(found.sizes), sum(found.sizes), time.perf_counter() - started)
-        self._split_cost = self._split_cost.plus(cost)
+        self._tally.split_cost = self._tally.split_cost.plus(cost)
         if len(found.sizes) < 2:
-            self._refuse(
+            self._tally.refuse(
                 f"micro_batch_size {micro_batch_size} does not split a batch of {found.sizes[0]}; "
                 "give at most half of it"
             )
@@ -330,12 +324,12 @@ class NoiseMeter:
             unit=self.unit,
             population_size=self._population_size,
             level=self.level,
-            refused=self._refused,
-            refusal=self._refusal,
+            refused=self._tally.refused,
+            refusal=self._tally.refusal,
             abandoned=self._source.abandoned,
             closes_itself=self._step_hook is not None,
-            normalised=self._normalised and self.source == "microbatches",
-            split_cost=self._split_cost,
+            normalised=self._tally.normalised and self.source == "microbatches",
+            split_cost=self._tally.split_cost,
         )
         history = self._log.history(
             group, first=first, last=last, population_size=self._population_size
@@ -350,13 +344,8 @@ class NoiseMeter:
             "version": 1,
             "source": self.source,
             "every": self._every,
-            "optimizer_steps": self._optimizer_steps,
-            "refused": self._refused,
-            "refusal": self._refusal,
             "abandoned": self._source.abandoned,
-            "normalised": self._normalised,
-            "split_only": self._split_only,
-            "split_cost": list(self._split_cost),
+            **self._tally.state_dict(),
             "log": self._log.state_dict(),
         }
 
@@ -377,12 +366,8 @@ class NoiseMeter:
                 )
         self._switch(source)
         self._log.load_state_dict(state["log"])
-        self._optimizer_steps = int(state["optimizer_steps"])
-        self._refused, self._refusal = int(state["refused"]), str(state["refusal"])
+        self._tally = Tally.from_state(state)
         self._source.abandoned = int(state["abandoned"])
-        self._normalised = bool(state["normalised"])
-        self._split_only = bool(state["split_only"])
-        self._split_cost = SplitCost(*state["split_cost"])
         self._split_done = False
         self._arm()
 
