@@ -17,6 +17,10 @@ times blocks of ten steps against ten plain ones; `idle` is a meter between two 
 Error: sum over examples of |g_i|^2 against a float64 loop over single examples. Of the sketch,
 which is random by design: its relative standard deviation over 30 steps on the same batch.
 
+glibc hands large freed blocks back to the system, and the next step pays for their pages again:
+most of the noise, and of some ratios, on the convolutional net. MALLOC_TRIM_THRESHOLD_ and
+MALLOC_MMAP_THRESHOLD_ (say 4000000000 both) keep them; what is set is printed and written down.
+
 Bounds (at most), fixed before the first full run; a verdict is of the median, with `open` where
 the interval holds the bound too. The peers need an environment of their own: `make overhead`.
 """
@@ -313,6 +317,8 @@ def main() -> None:
         f"{found['cpu']}, {found['cores']} cores, device {found['device']},"
         f" {found['threads']} threads, torch {torch.__version__}, commit {found['commit']}"
     )
+    if found["malloc"]:
+        print(f"malloc: {found['malloc']}")
     if arguments.quick:
         print("quick: small batches, two pairs; the figures and verdicts mean nothing")
     began = time.perf_counter()
