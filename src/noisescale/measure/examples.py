@@ -25,8 +25,8 @@ from noisescale.measure.gradients import (
 )
 from noisescale.measure.layer_calls import Layer, LayerCalls
 from noisescale.measure.rules.account import Account
-from noisescale.measure.rules.registry import Call
-from noisescale.measure.rules.uses import Use, square_sums
+from noisescale.measure.rules.registry import Call, Rule
+from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
 
 _OUTSIDE = "its gradient does not come from calls of its module alone"
 
@@ -45,7 +45,7 @@ class ExamplesSource(GradientSource):
 
     def __init__(self, model: nn.Module, inventory: Inventory, **options: Any) -> None:
         super().__init__(model, inventory, **options)
-        self._squares: dict[int, Tensor] = {}
+        self._found: list[dict[int, Tensor]] = []
         self._fired: list[Forward] = []
         self._mixing = ""
         self._checks: list[RemovableHandle] = []
@@ -102,28 +102,40 @@ class ExamplesSource(GradientSource):
         if not forward.fired:
             forward.fired = True
             self._fired.append(forward)
+        expected, checked = forward.expected, not self._checks
+        slots = self.inventory.slots
+        live = {k: i for k, i in layer.slots.items() if slots[i].missing is None}
+        if checked and all(expected[i] == 1 for i in live.values()):
+            forward.done.update(live.values())
+            self._found.append(lone_square_sums(layer.rule, call, live, self._shapes, self.metric))
+        else:
+            self._account_for(layer.rule, live, forward, call)
+
+    def _account_for(self, rule: Rule, live: dict[str, int], forward: Forward, call: Call) -> None:
+        """Wait for all uses of the call's parameters, and compare gradients not yet checked."""
         ready: dict[int, list[Use]] = {}
         fresh: dict[int, list[Use]] = {}
-        for key, index in layer.slots.items():
-            if self.inventory.slots[index].missing is None:
-                use = Use(layer.rule, call, key)
-                if index in self._account.unchecked:
-                    fresh.setdefault(index, []).append(use)
-                uses = forward.waiting.setdefault(index, [])
-                uses.append(use)
-                if len(uses) == forward.expected[index]:
-                    ready[index] = forward.waiting.pop(index)
-                    forward.done.add(index)
-        self._add_squares(ready)
+        for key, index in live.items():
+            use = Use(rule, call, key)
+            if index in self._account.unchecked:
+                fresh.setdefault(index, []).append(use)
+            uses = forward.waiting.setdefault(index, [])
+            uses.append(use)
+            if len(uses) == forward.expected[index]:
+                ready[index] = forward.waiting.pop(index)
+                forward.done.add(index)
+        if ready:
+            self._found.append(square_sums(ready, self._shapes, self.metric))
         if fresh:
             self._account.add(fresh, call)
 
-    def _add_squares(self, uses: dict[int, list[Use]]) -> None:
-        if not uses:
-            return
-        for index, value in square_sums(uses, self._shapes, self.metric).items():
-            before = self._squares.get(index)
-            self._squares[index] = value if before is None else before + value
+    def _squares(self) -> dict[int, Tensor]:
+        squares: dict[int, Tensor] = {}
+        for found in self._found:
+            for index, value in found.items():
+                before = squares.get(index)
+                squares[index] = value if before is None else before + value
+        return squares
 
     def _drop(self, layer: Layer, reason: str) -> None:
         for index in layer.slots.values():
@@ -140,7 +152,7 @@ class ExamplesSource(GradientSource):
     # Steps
 
     def _clear(self) -> None:
-        self._squares.clear()
+        self._found.clear()
         self._fired.clear()
         self._mixing = ""
         self._account.clear()
@@ -159,12 +171,12 @@ class ExamplesSource(GradientSource):
         for forward in self._fired:
             # Uses that had no part in the loss never answer.
             self._late(forward)
+        squares = self._squares()
         for index in self._mean:
-            if index not in self._squares:
+            if index not in squares:
                 self.inventory.drop(index, _OUTSIDE)
-        squares = {
-            i: v for i, v in self._squares.items() if self.inventory.slots[i].missing is None
-        }
+        slots = self.inventory.slots
+        squares = {i: v for i, v in squares.items() if slots[i].missing is None}
         if not squares:
             return self._nothing_seen()
         return self._norms(squares, [forward.size for forward in self._fired])
@@ -173,7 +185,8 @@ class ExamplesSource(GradientSource):
         seen = {i: u for i, u in forward.waiting.items() if i in self.inventory.seen}
         forward.waiting = {}
         try:
-            self._add_squares(seen)
+            if seen:
+                self._found.append(square_sums(seen, self._shapes, self.metric))
         except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
             for index in seen:
                 self.inventory.drop(index, f"its rule failed ({type(error).__name__}: {error})")

@@ -167,7 +167,8 @@ class LayerCalls:
     ) -> None:
         outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
         tensors = tensors_in(args if not kwargs else (args, kwargs))
-        grad = torch.is_grad_enabled() and any(t.requires_grad for t in outputs)
+        # Without gradients outputs require none.
+        grad = any(t.requires_grad for t in outputs)
         if not grad and self.alignment.settled:
             return
         dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)

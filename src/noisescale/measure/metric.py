@@ -18,6 +18,8 @@ class Metric(abc.ABC):
 
     name: ClassVar[str]
     """As records call it."""
+    plain: ClassVar[bool] = False
+    """Whether it is the sum of squares, for which rules may know a faster way."""
 
     @abc.abstractmethod
     def freeze(self) -> None:
@@ -42,6 +44,7 @@ class Euclidean(Metric):
     """Plain squares."""
 
     name = "none"
+    plain = True
 
     def freeze(self) -> None:
         """Nothing changes from step to step."""

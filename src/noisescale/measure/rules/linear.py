@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from noisescale.measure.rules.parts import Outer, Part, wide
+from noisescale.measure.rules.parts import Outer, Part, row_sq, wide
 from noisescale.measure.rules.registry import all_examples, example_rule, trained
 
 
-@example_rule(nn.Linear, step=all_examples)
+def _norms(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor] | None:
+    """For one position |g_i|^2 is shared between weight and bias.
+
+    Source: Goodfellow 2015 (arXiv:1510.01799).
+    """
+    if x.dim() != 2:
+        return None
+    x, g = wide(x), wide(g)
+    g_sq = row_sq(g)
+    norms: dict[str, Tensor] = {}
+    if trained(layer, "weight"):
+        norms["weight"] = torch.dot(g_sq, row_sq(x))
+    if trained(layer, "bias"):
+        norms["bias"] = g_sq.sum()
+    return norms
+
+
+@example_rule(nn.Linear, norms=_norms, step=all_examples)
 def linear(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """Linear: dW_i = sum_t g_it x_it^T, db_i = sum_t g_it, over all dimensions but the first."""
     x, g = wide(x), wide(g)

@@ -12,7 +12,7 @@ from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Part
 
 GradientsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Part]]
-NormsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
+NormsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor] | None]
 
 NOT_BATCHED = "its input does not start with the batch dimension"
 MORE_INPUTS = "it was called with more than its input"
@@ -108,7 +108,8 @@ def example_rule(
         kind: the layer's class; subclasses count while they keep its ``forward``.
         batched: whether an input has enough dimensions for one of them to be the batch.
         usable: returns why a particular layer cannot be measured, or None.
-        norms: a faster way to the squared norms, per own parameter of shape (examples,).
+        norms: a faster way to the squared norms, per own parameter of shape (examples,) or
+            summed over the examples; it may return None where there is none.
         step: how many examples to take at a time; default: as many as keep the gradients of
             the largest parameter small.
         more_inputs: whether the rule holds for calls with more arguments than the input.
@@ -128,7 +129,10 @@ def example_rule(
 
     def register(gradients: GradientsFunction) -> GradientsFunction:
         def parts(call: Call, rows: slice) -> Mapping[str, Part]:
-            return gradients(call.layer, call.tensors[0][rows], call.gradient[rows])
+            x, g = call.tensors[0], call.gradient
+            if rows.stop - rows.start < len(g):
+                x, g = x[rows], g[rows]
+            return gradients(call.layer, x, g)
 
         def examples(call: Call) -> int:
             if step is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noisescale.measure.metric import Euclidean, Metric
+from noisescale.measure.metric import Metric
 from noisescale.measure.rules.parts import Part, check, total
 from noisescale.measure.rules.registry import Call, Rule
 
@@ -36,18 +36,39 @@ def square_sums(
     Returns:
         0-d tensors; none for a parameter that a rule says nothing of.
     """
-    first = next(iter(uses.values()))[0]
-    rule, call = first.rule, first.call
-    alone = all(len(u) == 1 and u[0].call is call for u in uses.values())
-    if rule.norms is not None and alone and isinstance(metric, Euclidean):
-        norms = rule.norms(call.layer, call.tensors[0], call.gradient)
-        return {i: norms[u[0].key].sum() for i, u in uses.items() if u[0].key in norms}
     sums: dict[int, Tensor] = {}
     for found in _by_chunks(uses):
         for index, parts in found.items():
             value = metric.square_sum(index, parts, shapes[index])
             sums[index] = sums[index] + value if index in sums else value
     return sums
+
+
+def lone_square_sums(
+    rule: Rule,
+    call: Call,
+    slots: Mapping[str, int],
+    shapes: Mapping[int, torch.Size],
+    metric: Metric,
+) -> dict[int, Tensor]:
+    """:func:`square_sums` of parameters that this call alone uses.
+
+    Args:
+        rule: of the call's layer.
+        call: the call.
+        slots: index of each parameter, by its name in the layer.
+        shapes: of the parameters, by index.
+        metric: the norm.
+    """
+    if rule.norms is not None and metric.plain:
+        norms = rule.norms(call.layer, call.tensors[0], call.gradient)
+        if norms is not None:
+            return {
+                slots[key]: norm.sum() if norm.dim() else norm
+                for key, norm in norms.items()
+                if key in slots
+            }
+    return square_sums({i: [Use(rule, call, key)] for key, i in slots.items()}, shapes, metric)
 
 
 def own_gradients(
