@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Outer, Part, wide
 from noisescale.measure.rules.registry import example_rule, trained
-from noisescale.measure.rules.windows import windows
+from noisescale.measure.rules.windows import Windows
 
 
 def _batched(layer: nn.Module, x: Tensor) -> bool:
@@ -21,13 +21,13 @@ def _batched(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
-    """Examples whose factors fill one buffer."""
+    """Examples whose patches fill one buffer; shifted products divide them by themselves."""
     assert isinstance(layer, _ConvNd)
     if isinstance(layer, _ConvTransposeNd):
         x, g = g, x
-    per_example = x[0].numel() + g[0].numel()
-    if not _shifted(layer, g):
-        per_example = layer.weight[0].numel() * layer.groups * prod(g.shape[2:])
+    if _shifted(layer, g):
+        return max(1, len(x))
+    per_example = layer.weight[0].numel() * layer.groups * prod(g.shape[2:])
     return max(1, _parts.CHUNK_ELEMENTS // max(1, per_example))
 
 
@@ -84,13 +84,13 @@ def _weight(layer: _ConvNd, grid: Tensor, signal: Tensor) -> Part:
     before = list(reversed(_pad_widths(layer)[::2]))
     if layer.padding_mode != "zeros" and any(before):
         signal, before = _padded(layer, signal, _pad_widths(layer)), [0] * len(before)
-    return windows(
+    return Windows(
         grid,
         signal,
-        kernel=layer.kernel_size,
-        stride=layer.stride,
-        dilation=layer.dilation,
-        padding=before,
+        kernel=tuple(layer.kernel_size),
+        stride=tuple(layer.stride),
+        dilation=tuple(layer.dilation),
+        padding=tuple(before),
         groups=layer.groups,
     )
 
@@ -108,8 +108,9 @@ def _patches(layer: _ConvNd, x: Tensor, positions: Any) -> Tensor:
     """Pad and unfold to (batch, channels * kernel, positions)."""
     size, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
     widths = _pad_widths(layer)
-    if prod(size) == 1 and set(stride) == {1} and not any(widths) and x.shape[2:] == positions:
-        return x
+    if prod(size) == 1:
+        steps = (slice(0, (p - 1) * s + 1, s) for p, s in zip(positions, stride, strict=True))
+        return _padded(layer, x, widths)[(slice(None), slice(None), *steps)]
     if len(size) == 2 and not isinstance(layer, _ConvTransposeNd):
         # F.unfold pads with zeros by itself, the same on both sides.
         padding = (widths[2], widths[0])

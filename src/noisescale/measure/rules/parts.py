@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from noisescale.measure.rules.scratch import buffers
 from noisescale.measure.rules.windows import Windows
 from noisescale.measure.squares import inner_product, squared_norm
 
@@ -21,8 +22,12 @@ from noisescale.measure.squares import inner_product, squared_norm
 # 2^20 to 2^22)
 CHUNK_ELEMENTS = 1 << 21
 
+# Elements of products that are squared while they are in the processor's cache: largest that is
+# as fast as smaller ones (measured).
+PRODUCT_ELEMENTS = 1 << 19
+
 # Convolutions with fewer channels or positions are unfolded. (measured)
-LEAST_SHIFTED_CHANNELS = 4
+LEAST_SHIFTED_CHANNELS = 2
 LEAST_SHIFTED_POSITIONS = 32
 
 # torch's norm on a CPU adds up in one pass: over more elements than this it loses more than
@@ -91,17 +96,23 @@ def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
     if length == 1:
         # Source: Goodfellow 2015 (arXiv:1510.01799).
         return torch.dot(row_sq(left), row_sq(right))
-    gram = length * (inner + outer) < inner * outer
-    step = max(1, CHUNK_ELEMENTS // max(1, length * length if gram else inner * outer))
+    if length * (inner + outer) < inner * outer:
+        step = max(1, CHUNK_ELEMENTS // (length * length))
+        return _added(
+            [_gram_inner(left[i : i + step], right[i : i + step]) for i in range(0, items, step)]
+        )
+    step = min(items, max(1, PRODUCT_ELEMENTS // (inner * outer)))
     sums = []
-    for i in range(0, items, step):
-        some = slice(i, i + step)
-        if gram:
-            one, other = (torch.bmm(t[some], t[some].mT).view(-1) for t in (left, right))
-            sums.append(inner_product(one, other))
-        else:
-            sums.append(squared_norm(torch.bmm(left[some].mT, right[some])))
+    with buffers(left, (step, outer, inner)) as (product,):
+        for i in range(0, items, step):
+            one, other = left[i : i + step], right[i : i + step]
+            sums.append(squared_norm(torch.bmm(one.mT, other, out=product[: len(one)])))
     return _added(sums)
+
+
+def _gram_inner(left: Tensor, right: Tensor) -> Tensor:
+    one, other = (torch.bmm(t, t.mT).view(-1) for t in (left, right))
+    return inner_product(one, other)
 
 
 def _added(sums: list[Tensor]) -> Tensor:
@@ -118,7 +129,7 @@ def square_sum(parts: Sequence[Part], shape: torch.Size) -> Tensor:
     Returns:
         Shape ().
     """
-    parts = _merged(parts)
+    parts = merged(parts)
     if len(parts) == 1:
         return _single_square_sum(parts[0])
     if all(_pairs_up(part) for part in parts) and _gram_is_cheaper(parts, shape):
@@ -146,7 +157,7 @@ def total(part: Part, shape: torch.Size) -> Tensor:
     if isinstance(part, Tensor):
         return part.sum(0)
     if isinstance(part, Windows):
-        return part.totals(shape)
+        return part.total(shape)
     if isinstance(part, Outer):
         left, right = (t.reshape(-1, part.groups, *t.shape[1:]) for t in (part.left, part.right))
         return torch.einsum("ngto,ngti->goi", left, right).reshape(shape)
@@ -204,7 +215,7 @@ def _numbers(ids: Tensor) -> Tensor:
     return torch.arange(len(ids), device=ids.device)
 
 
-def _merged(parts: Sequence[Part]) -> list[Part]:
+def merged(parts: Sequence[Part]) -> list[Part]:
     """Join parts of one kind along their positions."""
     outers: dict[tuple[int, int], list[Outer]] = {}
     rows = [part for part in parts if isinstance(part, Rows)]
