@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from noisescale.measure.compiled import plain_name
 from noisescale.measure.gradients import (
     Forward,
     GradientSource,
@@ -29,6 +30,11 @@ from noisescale.measure.rules.registry import Call, Rule
 from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
 
 _OUTSIDE = "its gradient does not come from calls of its module alone"
+
+_SECOND_ORDER = (
+    "the loss holds gradients (create_graph=True), which no example's own pass shows; measure "
+    "steps without that penalty, or use source='microbatches'"
+)
 
 
 class ExamplesSource(GradientSource):
@@ -49,10 +55,12 @@ class ExamplesSource(GradientSource):
         self._fired: list[Forward] = []
         self._mixing = ""
         self._checks: list[RemovableHandle] = []
-        self._norm_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        named = self.model.named_modules()
+        self._norm_layers = [(plain_name(n), m) for n, m in named if isinstance(m, _BatchNorm)]
         self._shapes = {i: slot.tensor.shape for i, slot in enumerate(inventory.slots)}
         self._account = Account(self._shapes)
-        self._calls = LayerCalls(model, inventory, self._answered, self._drop)
+        by_grad = self._any_mode
+        self._calls = LayerCalls(self.model, inventory, self._answered, self._drop, by_grad)
 
     # Hooks
 
@@ -167,6 +175,8 @@ class ExamplesSource(GradientSource):
             )
         if not self._forwards:
             return self._no_forward()
+        if self._calls.second_order:
+            return Refused(_SECOND_ORDER)
         self._settle()
         for forward in self._fired:
             # Uses that had no part in the loss never answer.

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.measure.attached import Attached
+from noisescale.measure.compiled import Uncompiled, plain, plain_name
 from noisescale.measure.leftovers import Leftovers
 from noisescale.measure.metric import Euclidean, Metric
 from noisescale.records import ParametersSeen
@@ -103,7 +105,7 @@ class Inventory:
     """The trainable parameters of a model, and which of them are seen."""
 
     def __init__(self, model: nn.Module, groups: Grouping = None) -> None:
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        named = [(plain_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise InvalidInputError(
                 f"model {type(model).__name__}",
@@ -210,6 +212,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
+_LEFTOVERS = (
+    "gradients of earlier steps were still there when the step began; call optimizer.zero_grad() "
+    "once per step"
+)
+_TOUCHED = (
+    "gradients were changed between two backward passes of one step; unscale or clip them once, "
+    "before optimizer.step()"
+)
+
+
 class GradientSource(abc.ABC):
     """Squared gradient norms out of the user's own backward passes.
 
@@ -218,6 +230,8 @@ class GradientSource(abc.ABC):
     """
 
     name: ClassVar[str]
+    sees_layers: ClassVar[bool] = True
+    """Whether it hooks more than the model itself and its parameters."""
 
     def __init__(
         self,
@@ -229,7 +243,10 @@ class GradientSource(abc.ABC):
         any_mode: bool = False,
         metric: Metric | None = None,
     ) -> None:
-        self.model = model
+        self.model = plain(model)
+        # The wrapper's own hooks are called outside the compiled code.
+        self._root = self.model if self.sees_layers else model
+        self._uncompiled = Uncompiled(self.model) if self._root is self.model else None
         self.inventory = inventory
         self.metric = metric or Euclidean()
         self.abandoned = 0
@@ -244,10 +261,14 @@ class GradientSource(abc.ABC):
         self._forwards = 0
         self._mean: dict[int, Tensor] = {}
         self._leftovers = Leftovers()
+        self._attached = Attached(self.model)
+        self._refusal = ""
 
     def open(self) -> None:
         """Watch the coming passes as one step."""
         if not self._handles:
+            if self._uncompiled is not None:
+                self._uncompiled.hold()
             self._install()
         self._watching = True
         self._reset()
@@ -263,14 +284,20 @@ class GradientSource(abc.ABC):
         if gradients is not None:
             self._mean.clear()
             self._mean.update({i: self.metric.square(i, g) for i, g in gradients.items()})
+        result = self._judged(accumulated=gradients is None)
+        self._reset()
+        return result
+
+    def _judged(self, *, accumulated: bool) -> StepNorms | Refused | None:
+        changed = self._refusal
+        if self._mean or self._forwards:
+            changed = changed or self._attached.change()
+        if changed:
+            return Refused(changed)
         blind = self._forwards and not self.inventory.seen
         result = self._close() if self._mean or blind else None
-        if gradients is None and result is not None and self._leftovers.judge():
-            result = Refused(
-                "gradients of earlier steps were still there when the step began; call "
-                "optimizer.zero_grad() once per step"
-            )
-        self._reset()
+        if accumulated and isinstance(result, StepNorms) and self._leftovers.judge():
+            return Refused(_LEFTOVERS)
         return result
 
     def pause(self) -> None:
@@ -278,6 +305,8 @@ class GradientSource(abc.ABC):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._uncompiled is not None:
+            self._uncompiled.release()
         self._watching = False
         self._reset()
 
@@ -291,8 +320,8 @@ class GradientSource(abc.ABC):
 
     def _install(self) -> None:
         self._handles += [
-            self.model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
-            self.model.register_forward_hook(self._leave, with_kwargs=True),
+            self._root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            self._root.register_forward_hook(self._leave, with_kwargs=True),
         ]
         for index in self.inventory.seen:
             parameter = self.inventory.slots[index].tensor
@@ -313,7 +342,7 @@ class GradientSource(abc.ABC):
             if parameter.grad is not None:
                 mean[index] = square(index, parameter.grad)
                 if watched:
-                    leftovers.accumulated(mean[index])
+                    leftovers.accumulated(mean[index], parameter.grad)
 
         return hook
 
@@ -322,6 +351,7 @@ class GradientSource(abc.ABC):
         self._forward = None
         self._eval_forward = False
         self._forwards = 0
+        self._refusal = ""
         self._mean.clear()
         self._leftovers.forget()
         self._clear()
@@ -352,8 +382,15 @@ class GradientSource(abc.ABC):
         del forward, args, kwargs, output
 
     def _discard_abandoned(self) -> None:
-        # Gradients were set to None with no optimizer step: the step was skipped (GradScaler).
-        if self._mean and all(self.inventory.slots[i].tensor.grad is None for i in self._mean):
+        # Gradients were zeroed with no optimizer step: the step was skipped (GradScaler).
+        if not self._mean:
+            return
+        slots = self.inventory.slots
+        watched = slots[next(iter(self.inventory.seen), 0)].tensor.grad
+        touched = self._leftovers.touched(watched)
+        if watched is not None and touched and bool(watched.any()):
+            self._refusal = _TOUCHED
+        elif touched or all(slots[i].tensor.grad is None for i in self._mean):
             self.abandoned += 1
             self._reset()
 
@@ -365,6 +402,5 @@ class GradientSource(abc.ABC):
             )
         return Refused(
             "gradients arrived without a call of the model itself; call model(...) rather than "
-            "one of its methods, and attach the meter to the module that is called, before "
-            "torch.compile"
+            "one of its methods, and attach the meter to the module that is called"
         )

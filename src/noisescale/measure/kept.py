@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 
 class OverwrittenError(Exception):
@@ -64,6 +65,25 @@ def hooks_active() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def recomputing() -> bool:
+    """Whether non-reentrant activation checkpointing runs a pass that was seen before."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and "_recomputation_hook" in getattr(hooks[0], "__qualname__", "")
+
+
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread: a forward pass now is a repetition."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def receives(parameter: Tensor, by_grad: bool) -> bool:
+    """Whether the backward pass that is running goes on to a parameter.
+
+    Args:
+        parameter: a leaf.
+        by_grad: what to say under ``torch.autograd.grad``, which does not tell.
+    """
+    try:
+        return bool(torch._C._will_engine_execute_node(get_gradient_edge(parameter).node))
+    except RuntimeError:
+        return by_grad

@@ -14,11 +14,20 @@ from torch.utils.hooks import RemovableHandle
 from noisescale.measure.alignment import Alignment
 from noisescale.measure.example_rules import Rule, rule_for
 from noisescale.measure.gradients import Forward, Inventory, on_gradient, tensors_in
-from noisescale.measure.kept import OverwrittenError, Take, in_backward, keep
+from noisescale.measure.kept import (
+    OverwrittenError,
+    Take,
+    hooks_active,
+    in_backward,
+    keep,
+    receives,
+    recomputing,
+)
 from noisescale.measure.rules.registry import Call, without_tensors
 
 _TWICE = "its module was differentiated twice in one forward pass"
 _OVERWRITTEN = "the input of its module was changed in place after the call"
+_FROZEN = "it was frozen after the meter was attached"
 _REPEATED = (
     "it is used both inside and outside a re-entrant activation checkpoint, or in two; use"
     " use_reentrant=False"
@@ -34,7 +43,8 @@ class Layer:
         index: its place among the layers.
         rule: how it is measured.
         slots: own parameter name -> index in the inventory.
-        pending: calls whose gradients did not come yet, by forward pass.
+        pending: calls under hooks on saved tensors whose gradients did not come yet, by
+            forward pass.
     """
 
     module: nn.Module
@@ -73,6 +83,7 @@ class LayerCalls:
         inventory: its parameters.
         answered: called with the layer, the forward pass and the complete call.
         drop: called with a layer that cannot be measured, and why.
+        by_grad: whether the backward passes to measure are those of ``torch.autograd.grad``.
     """
 
     def __init__(
@@ -81,6 +92,7 @@ class LayerCalls:
         inventory: Inventory,
         answered: Callable[[Layer, Forward, Call], None],
         drop: Callable[[Layer, str], None],
+        by_grad: bool = False,
     ) -> None:
         self.layers = find_layers(model, inventory)
         self.alignment = Alignment(model)
@@ -88,9 +100,14 @@ class LayerCalls:
         """The forward pass that runs now."""
         self._last: Forward | None = None
         self._begun: list[Forward] = []
+        self._task = -1
+        self._reached = False
+        self.second_order = False
+        """Whether a backward pass of the step was to be differentiated itself."""
         self._inventory = inventory
         self._answered = answered
         self._drop = drop
+        self._by_grad = by_grad
 
     def install(self) -> list[RemovableHandle]:
         """Hook every layer that still has a parameter to measure."""
@@ -119,6 +136,7 @@ class LayerCalls:
     def forget(self) -> None:
         """Drop the calls of the step."""
         self.forward = self._last = None
+        self.second_order = False
         for forward in self._begun:
             forward.over = True
         self._begun.clear()
@@ -127,8 +145,8 @@ class LayerCalls:
 
     @property
     def repeating(self) -> bool:
-        """Whether a forward pass now repeats one for activation checkpointing."""
-        return self._last is not None and in_backward()
+        """Whether the model is called again for the backward pass of a call that was seen."""
+        return self._last is not None and in_backward() and hooks_active()
 
     def _hook(self, layer: Layer) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -136,26 +154,26 @@ class LayerCalls:
                 self._see(layer, self.forward, args, kwargs, output)
             elif self.alignment.probing:
                 self.alignment.note_half(layer.index, tensors_in((args, kwargs)))
-            elif self.repeating:
-                self._repeat(layer, args, kwargs, output)
+            elif any(t.requires_grad for t in tensors_in(output)):
+                self._unannounced(layer, args, kwargs, output)
 
         return hook
 
-    def _repeat(
+    def _unannounced(
         self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        assert self._last is not None
-        if not torch.is_grad_enabled():
+        """See a call outside a measured forward pass of the model."""
+        last = self._last if in_backward() else None
+        if last is None or (hooks_active() and (recomputing() or layer.pending.get(last))):
+            # A first pass that is not measured, or the second one of any. Hooks on saved tensors
+            # expect the second to save the same tensors in the same order: both save always.
+            if hooks_active():
+                keep(tensors_in((args, kwargs)))
             return
-        if layer.pending.get(self._last):
-            # The first pass kept its inputs through the checkpoint's hooks, which now want to
-            # see the same tensors again, in the same order.
-            keep(tensors_in((args, kwargs)))
-        else:
-            # The re-entrant kind ran its first pass without gradients.
-            if not self._last.done.isdisjoint(layer.slots.values()):
-                self._drop(layer, _REPEATED)
-            self._see(layer, self._last, args, kwargs, output)
+        # The re-entrant kind ran its first pass without gradients.
+        if not last.done.isdisjoint(layer.slots.values()):
+            self._drop(layer, _REPEATED)
+        self._see(layer, last, args, kwargs, output)
 
     def _see(
         self,
@@ -171,28 +189,43 @@ class LayerCalls:
         grad = any(t.requires_grad for t in outputs)
         if not grad and self.alignment.settled:
             return
+        take = keep(tensors) if grad else None
         dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
         if isinstance(dims, str):
             self._drop(layer, dims)
             return
         if not self.alignment.settled:
             self.alignment.note(layer.index, forward.size, tensors, dims)
-        if not grad:
+        if take is None:
             return
         out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
         if isinstance(out_dims, str):
             self._drop(layer, out_dims)
             return
-        for index in layer.slots.values():
+        live = self._live(layer)
+        if not live:
+            return
+        for index in live:
             forward.expected[index] = forward.expected.get(index, 0) + 1
-        layer.pending[forward] = layer.pending.get(forward, 0) + 1
+        if hooks_active():
+            layer.pending[forward] = layer.pending.get(forward, 0) + 1
         call = Call(
             layer=layer.module,
             dims=dims,
             outputs=out_dims,
             arguments=without_tensors(args, kwargs) if layer.rule.repeats else ((), {}),
         )
-        self._await(layer, forward, [(call, keep(tensors))], outputs)
+        self._await(layer, forward, [(call, take)], outputs)
+
+    def _live(self, layer: Layer) -> list[int]:
+        """Parameters that get a gradient from a call now: some loops freeze a model for a pass."""
+        slots = self._inventory.slots
+        live = [i for i in layer.slots.values() if slots[i].tensor.requires_grad]
+        if live and len(live) < len(layer.slots):
+            for index in layer.slots.values():
+                if index not in live:
+                    self._inventory.drop(index, _FROZEN)
+        return live
 
     def _await(
         self, layer: Layer, forward: Forward, once: list[tuple[Call, Take]], outputs: list[Tensor]
@@ -210,6 +243,16 @@ class LayerCalls:
 
         register_multi_grad_hook([outputs[i] for i in live], answer)
 
+    def _reaches(self, layer: Layer) -> bool:
+        """Whether this backward pass goes on to the parameters, and not to the inputs alone."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            self.second_order |= torch.is_grad_enabled()
+            tensors = [self._inventory.slots[i].tensor for i in layer.slots.values()]
+            self._reached = any(receives(t, self._by_grad) for t in tensors if t.requires_grad)
+        return self._reached
+
     def _answer(
         self,
         layer: Layer,
@@ -217,7 +260,7 @@ class LayerCalls:
         once: list[tuple[Call, Take]],
         gradients: Sequence[Tensor | None],
     ) -> None:
-        if forward.over:
+        if forward.over or not self._reaches(layer):
             return
         if not once:
             self._drop(layer, _TWICE)
@@ -226,7 +269,8 @@ class LayerCalls:
         try:
             call.tensors = take()
             call.gradients = [None if g is None else g.detach() for g in gradients]
-            layer.pending[forward] -= 1
+            if layer.pending.get(forward):
+                layer.pending[forward] -= 1
             self._answered(layer, forward, call)
         except OverwrittenError:
             self._drop(layer, _OVERWRITTEN)

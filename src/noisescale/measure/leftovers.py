@@ -27,21 +27,28 @@ class Leftovers:
         self._left = CHECKED_STEPS
         self._own: Tensor | None = None
         self._total: Tensor | None = None
+        self._version = -1
 
     def watch(self, parameter: Tensor, square: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """See the parameter's gradient of each backward pass alone, by its squared norm."""
 
         def hook(gradient: Tensor) -> None:
-            if self._left and self._own is None:
+            # Passes that end before the parameters (torch.autograd.grad) come before the first.
+            if self._left and self._total is None:
                 self._own = square(gradient)
 
         handle: RemovableHandle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
         return handle
 
-    def accumulated(self, total: Tensor) -> None:
-        """Take the squared norm of the accumulated gradient; the first one of a step counts."""
+    def accumulated(self, total: Tensor, gradient: Tensor) -> None:
+        """Take the accumulated gradient and its squared norm; the first one of a step counts."""
+        self._version = gradient._version
         if self._own is not None and self._total is None:
             self._total = total
+
+    def touched(self, gradient: Tensor | None) -> bool:
+        """Whether the gradient was changed in place since a backward pass added to it."""
+        return gradient is not None and self._version not in (-1, gradient._version)
 
     def judge(self) -> bool:
         """End a step: whether its gradients held those of an earlier one."""
@@ -58,3 +65,4 @@ class Leftovers:
     def forget(self) -> None:
         """Drop a step that will not be judged."""
         self._own = self._total = None
+        self._version = -1

@@ -48,6 +48,7 @@ class MicrobatchSource(GradientSource):
     """
 
     name: ClassVar[str] = "microbatches"
+    sees_layers: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, inventory: Inventory, **options: Any) -> None:
         super().__init__(model, inventory, **options)

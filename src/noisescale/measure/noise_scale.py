@@ -18,6 +18,7 @@ from noisescale.measure.arguments import (
     check_level,
     check_loss_scale,
 )
+from noisescale.measure.compiled import untraced
 from noisescale.measure.examples import ExamplesSource, fits
 from noisescale.measure.frozen import measure_noise_scale
 from noisescale.measure.gradients import (
@@ -128,9 +129,8 @@ class NoiseMeter:
         self._split_done = False
         self._use(source if source != "auto" else "examples" if fits(model) else "microbatches")
         self._log = StepLog(self._source.inventory)
-        self._step_hook = (
-            None if optimizer is None else optimizer.register_step_pre_hook(self._on_step)
-        )
+        hook = untraced(self._on_step)
+        self._step_hook = None if optimizer is None else optimizer.register_step_pre_hook(hook)
         self._arm()
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
+from noisescale.measure.compiled import plain, plain_name
 from noisescale.measure.gradients import tensors_in
 from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Part, wide
@@ -38,6 +39,9 @@ _KEPT = 8
 
 def twin(module: nn.Module, parameters: Mapping[str, Tensor], prefix: str = "") -> nn.Module:
     """A copy without hooks that computes with other parameters and its own buffers."""
+    inner = plain(module)
+    if inner is not module:
+        return twin(inner, {plain_name(k): v for k, v in parameters.items()}, plain_name(prefix))
     copy: nn.Module = object.__new__(type(module))
     state = dict(module.__dict__)
     state.update({k: OrderedDict() for k, v in state.items() if k.endswith("_hooks") and v})
