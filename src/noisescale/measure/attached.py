@@ -61,10 +61,9 @@ class Attached:
 
 def _names(model: nn.Module) -> dict[str, tuple[object, bool]]:
     """Name -> (the parameter or module, whether it is trained); every use of a tied one."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    found: dict[str, tuple[object, bool]] = {
-        f"parameter {plain_name(name)!r}": (p, p.requires_grad) for name, p in parameters
-    }
+    found: dict[str, tuple[object, bool]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         found[f"module {plain_name(name)!r}"] = (plain(module), False)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[f"parameter {plain_name(name)!r}"] = (parameter, parameter.requires_grad)
     return found
