@@ -173,6 +173,13 @@ def advise(
     help="Where the squared gradient norms come from.",
 )
 @click.option("--frozen", is_flag=True, help="Hold the weights at their start.")
+@click.option(
+    "--preconditioner",
+    metavar="none|adam",
+    default="none",
+    show_default=True,
+    help="Norm of gradients: plain, or divided as the recipe's Adam divides them.",
+)
 def measure(
     workload: str,
     overrides: tuple[str, ...],

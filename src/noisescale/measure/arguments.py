@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 
@@ -50,6 +51,28 @@ required; give seed=0
         raise InvalidInputError(
             f"seed {seed!r}", "a whole number from 0 to 2^63 - 1 is required", "give seed=0"
         )
+
+
+def check_options(
+    source: object, loss_reduction: object, every: object, level: object, loss_scale: object
+) -> None:
+    """Refuse what a meter does not take."""
+    check_choice("source", source, SOURCES)
+    check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+    check_count("every", every, 1)
+    check_level(level)
+    check_loss_scale(loss_scale)
+
+
+def check_state(state: Mapping[str, Any], mine: Mapping[str, object]) -> None:
+    """Refuse a meter's state that was taken with other options."""
+    for name, value in mine.items():
+        if name in state and state[name] != value:
+            raise InvalidInputError(
+                f"state with {name}={state[name]!r}",
+                f"this meter has {name}={value!r}",
+                f"make the meter with {name}={state[name]!r}",
+            )
 
 
 def check_level(level: object) -> None:

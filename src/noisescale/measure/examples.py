@@ -226,9 +226,9 @@ class ExamplesSource(GradientSource):
         )
 
 
-def fits(model: nn.Module) -> bool:
-    """Whether every trainable parameter can be seen by example, as far as the modules tell."""
-    inventory = Inventory(model)
+def fits(model: nn.Module, parameters: Callable[[str], bool] | None = None) -> bool:
+    """Whether every parameter asked for can be seen by example, as far as the modules tell."""
+    inventory = Inventory(model, parameters=parameters)
     ExamplesSource(model, inventory)
     mixing = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
     return not (inventory.missing or mixing)

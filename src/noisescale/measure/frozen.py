@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisescale.measure.arguments import SOURCES, check_choice, check_count, check_level
 from noisescale.measure.batches import Collate, batch_size_of, check_batch_size, move, take
 from noisescale.measure.examples import ExamplesSource
-from noisescale.measure.gradients import Grouping, Inventory, Refused, StepNorms
+from noisescale.measure.gradients import Inventory, Refused, StepNorms
+from noisescale.measure.grouping import Grouping
 from noisescale.measure.mean_gradients import MeanGradients
 from noisescale.measure.microbatches import gradients_of, split_gradients
 from noisescale.measure.squares import squared_norm

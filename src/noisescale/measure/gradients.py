@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from noisescale.errors import InvalidInputError, nearest
 from noisescale.measure.attached import Attached
-from noisescale.measure.compiled import Uncompiled, plain, plain_name
+from noisescale.measure.compiled import Uncompiled, plain
+from noisescale.measure.inventory import Inventory as Inventory
 from noisescale.measure.leftovers import Leftovers
 from noisescale.measure.metric import Euclidean, Metric
-from noisescale.records import ParametersSeen
 
 LossReduction = Literal["mean", "sum"]
-Grouping = Mapping[str, str] | Callable[[str], str] | None
 BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
 
 
@@ -60,9 +58,15 @@ class StepNorms:
 
 @dataclass(frozen=True)
 class Refused:
-    """A step that a source could not measure: what, why and what to use instead."""
+    """A step that a source could not measure: what, why and what to use instead.
+
+    Attributes:
+        detail: one sentence.
+        norms: what was found where the source did its part and the norm was missing.
+    """
 
     detail: str
+    norms: StepNorms | None = None
 
 
 class Forward:
@@ -82,94 +86,6 @@ class Forward:
         """How often each parameter was used, by its index."""
         self.waiting: dict[int, list[Any]] = {}
         """Its uses so far whose gradient came, until all have."""
-
-
-@dataclass
-class Slot:
-    """One trainable parameter.
-
-    Attributes:
-        name: its name in ``model.named_parameters()``.
-        tensor: the parameter.
-        group: the group it is reported under.
-        missing: why it is not seen; None while it is.
-    """
-
-    name: str
-    tensor: nn.Parameter
-    group: str
-    missing: str | None = None
-
-
-class Inventory:
-    """The trainable parameters of a model, and which of them are seen."""
-
-    def __init__(self, model: nn.Module, groups: Grouping = None) -> None:
-        named = [(plain_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
-        if not named:
-            raise InvalidInputError(
-                f"model {type(model).__name__}",
-                "at least one trainable parameter is required",
-                "pass the model that is trained, or unfreeze some of it",
-            )
-        group_of = _group_function([name for name, _ in named], groups)
-        self.slots = [
-            Slot(name=name, tensor=parameter, group=group_of(name)) for name, parameter in named
-        ]
-
-    @property
-    def seen(self) -> list[int]:
-        """Indices of the parameters that are measured."""
-        return [i for i, slot in enumerate(self.slots) if slot.missing is None]
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Names of the parameters left out, with the reason of each."""
-        return {s.name: s.missing for s in self.slots if s.missing is not None}
-
-    def drop(self, index: int, reason: str) -> None:
-        """Leave a parameter out from now on; the first reason stays."""
-        if self.slots[index].missing is None:
-            self.slots[index].missing = reason
-
-    def parameters_seen(self, group: str | None = None) -> ParametersSeen:
-        """Count what is seen, of the whole model or of one group."""
-        slots = [s for s in self.slots if group is None or s.group == group]
-        return ParametersSeen(
-            seen=sum(s.tensor.numel() for s in slots if s.missing is None),
-            total=sum(s.tensor.numel() for s in slots),
-            missing=tuple(s.name for s in slots if s.missing is not None),
-        )
-
-    def pack(self, values: Mapping[int, Tensor]) -> Tensor:
-        """Stack 0-d tensors to shape (parameters,), zero where not seen or no gradient came."""
-        zero: Tensor | None = None
-        first = next(iter(values.values()))
-        row: list[Tensor] = []
-        for index, slot in enumerate(self.slots):
-            value = values.get(index) if slot.missing is None else None
-            if value is None:
-                zero = first.new_zeros(()) if zero is None else zero
-                value = zero
-            elif value.device != first.device or value.dtype != first.dtype:
-                value = value.to(first.device, first.dtype)
-            row.append(value)
-        return torch.stack(row)
-
-
-def _group_function(names: list[str], groups: Grouping) -> Callable[[str], str]:
-    if groups is None:
-        return lambda name: name.rpartition(".")[0] or "(model)"
-    if callable(groups):
-        return groups
-    for name in groups:
-        if name not in names:
-            raise InvalidInputError(
-                f"groups: parameter {name!r}",
-                "a name from model.named_parameters() that is trainable is required",
-                nearest(name, names),
-            )
-    return lambda name: groups.get(name, "other")
 
 
 def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -296,8 +212,11 @@ class GradientSource(abc.ABC):
             return Refused(changed)
         blind = self._forwards and not self.inventory.seen
         result = self._close() if self._mean or blind else None
-        if accumulated and isinstance(result, StepNorms) and self._leftovers.judge():
-            return Refused(_LEFTOVERS)
+        if isinstance(result, StepNorms):
+            if accumulated and self._leftovers.judge():
+                return Refused(_LEFTOVERS)
+            if self.metric.refusal:
+                return Refused(self.metric.refusal, result)
         return result
 
     def pause(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from noisescale.measure.squares import squared_norm
 class Metric(abc.ABC):
     """A squared norm |g|^2, parameter by parameter, frozen while a step is measured."""
 
-    name: ClassVar[str]
+    name: str
     """As records call it."""
+    refusal: str = ""
+    """Why the step that runs has no norm; empty while it has one."""
     plain: ClassVar[bool] = False
     """Whether it is the sum of squares, for which rules may know a faster way."""
 
@@ -35,9 +37,36 @@ class Metric(abc.ABC):
 
         Args:
             index: the parameter's, in the inventory.
-            parts: the uses of the parameter by the same examples; g_i is their sum.
+            parts: the uses of the parameter by the same examples; g_i is their sum. Where
+                :meth:`sample` drew some, of those alone: the sum stands for all.
             shape: the parameter's.
         """
+
+    def sample(self, size: int) -> Tensor | None:
+        """Draw the examples whose squares the next sums are made of; None for all ``size``."""
+        del size
+        return None
+
+    def settle(self, *, effective: float, factor: float) -> None:
+        """Take note that the step was measured.
+
+        Args:
+            effective: its examples, see :class:`~noisescale.measure.gradients.StepNorms`.
+            factor: what turns its sums of squares into means over examples.
+        """
+        del effective, factor
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the record must know of the norm."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must outlive the process, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        del state
 
 
 class Euclidean(Metric):

@@ -23,7 +23,7 @@ from noisescale.measure.gradients import (
     on_gradient,
     tensors_in,
 )
-from noisescale.measure.squares import squared_norm
+from noisescale.measure.metric import Euclidean, Metric
 
 _ONE_BACKWARD = (
     "one backward pass per optimizer step gives one micro-batch, which has no spread; accumulate "
@@ -175,7 +175,7 @@ class SplitGradients:
     weighted: dict[int, Tensor]
     mean: dict[int, Tensor]
 
-    def step_norms(self, inventory: Inventory) -> StepNorms:
+    def step_norms(self, inventory: Inventory, metric: Metric) -> StepNorms:
         """Return the norms of the batch as one step."""
         count = sum(self.sizes)
         return StepNorms(
@@ -184,7 +184,7 @@ class SplitGradients:
             examples=count,
             largest_unit=max(self.sizes),
             weighted=inventory.pack(self.weighted),
-            mean=inventory.pack({i: squared_norm(g) for i, g in self.mean.items()}),
+            mean=inventory.pack({i: metric.square(i, g) for i, g in self.mean.items()}),
             weighted_factor=1.0,
             mean_factor=1.0,
         )
@@ -198,6 +198,7 @@ def split_gradients(
     micro_batch_size: int,
     *,
     loss_reduction: str = "mean",
+    metric: Metric | None = None,
 ) -> SplitGradients:
     """Differentiate ``loss`` on each slice of ``batch``; ``p.grad`` is not touched.
 
@@ -208,10 +209,12 @@ def split_gradients(
         batch: tensors, or nested tuples and mappings of tensors, batch first.
         micro_batch_size: examples per slice; the last one may be smaller.
         loss_reduction: whether the loss is a mean or a sum over the examples.
+        metric: the norm; plain squares by default.
 
     Raises:
         InvalidInputError: the loss is not a scalar, or the size is not positive.
     """
+    metric = metric or Euclidean()
     if micro_batch_size < 1:
         raise InvalidInputError(
             f"micro_batch_size {micro_batch_size}", "at least 1 is required", "give 8"
@@ -225,7 +228,9 @@ def split_gradients(
         sizes.append(size)
         scale = 1.0 if loss_reduction == "mean" else 1 / size
         for index, gradient in gradients_of(loss(model, part), inventory):
-            square = squared_norm(gradient) * (size * scale**2)
+            if not inventory.slots[index].asked:
+                continue
+            square = metric.square(index, gradient) * (size * scale**2)
             share = gradient * (size * scale / count)
             if index in weighted:
                 weighted[index] += square

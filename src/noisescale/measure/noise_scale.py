@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
@@ -11,31 +10,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisescale.errors import InvalidInputError
-from noisescale.measure.arguments import (
-    SOURCES,
-    check_choice,
-    check_count,
-    check_level,
-    check_loss_scale,
-)
+from noisescale.measure.arguments import check_options, check_state
 from noisescale.measure.compiled import untraced
 from noisescale.measure.examples import ExamplesSource, fits
 from noisescale.measure.frozen import measure_noise_scale
 from noisescale.measure.gradients import (
     BatchSizeOf,
     GradientSource,
-    Grouping,
     Inventory,
     LossReduction,
     Refused,
     StepNorms,
 )
-from noisescale.measure.microbatches import MicrobatchSource, split_gradients
+from noisescale.measure.grouping import Grouping
+from noisescale.measure.microbatches import MicrobatchSource
+from noisescale.measure.preconditioned import Preconditioner, metric_of
 from noisescale.measure.self_test import check_meter
+from noisescale.measure.split_pass import split_norms
 from noisescale.measure.step_log import History, StepLog
 from noisescale.measure.tally import Tally
-from noisescale.measure.untouched import untouched
-from noisescale.measure.verdict import Circumstances, SplitCost, moving_record
+from noisescale.measure.verdict import Circumstances, moving_record
 from noisescale.records import NoiseScale
 
 __all__ = ["NoiseMeter", "measure_noise_scale"]
@@ -79,6 +73,11 @@ class NoiseMeter:
         level: confidence level of the intervals.
         batch_size_of: ``batch_size_of(args, kwargs)`` returns the number of examples of one
             call of the model; default: the first tensor's first dimension.
+        preconditioner: ``none`` for plain squared norms; ``adam`` for those of gradients divided
+            as the optimizer (Adam, AdamW, NAdam, RAdam, RMSprop) divides them; or an
+            :class:`~noisescale.measure.preconditioned.AdamNorm` with options.
+        parameters: whether a parameter is to be measured, by its name; default: all. See
+            :func:`~noisescale.measure.norm_layers.norm_layers`.
 
     Raises:
         InvalidInputError: an argument cannot be used.
@@ -108,12 +107,10 @@ class NoiseMeter:
         population_size: int | None = None,
         level: float = 0.95,
         batch_size_of: BatchSizeOf | None = None,
+        preconditioner: Preconditioner = "none",
+        parameters: Callable[[str], bool] | None = None,
     ) -> None:
-        check_choice("source", source, SOURCES)
-        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
-        check_count("every", every, 1)
-        check_level(level)
-        check_loss_scale(loss_scale)
+        check_options(source, loss_reduction, every, level, loss_scale)
         self.model = model
         self.level = level
         self.unit = unit
@@ -124,10 +121,12 @@ class NoiseMeter:
         self._loss_reduction: LossReduction = loss_reduction
         self._batch_size_of = batch_size_of
         self._population_size = population_size
+        self._norm = preconditioner, optimizer
+        self._parameters = parameters
         self._norm_layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self._tally = Tally()
         self._split_done = False
-        self._use(source if source != "auto" else "examples" if fits(model) else "microbatches")
+        self._use(source if source != "auto" else self._fitting())
         self._log = StepLog(self._source.inventory)
         hook = untraced(self._on_step)
         self._step_hook = None if optimizer is None else optimizer.register_step_pre_hook(hook)
@@ -158,12 +157,17 @@ class NoiseMeter:
         """The moments of every measured, finite step."""
         return self._log.history(population_size=self._population_size)
 
+    def _fitting(self) -> str:
+        return "examples" if fits(self.model, self._parameters) else "microbatches"
+
     def _use(self, name: str) -> None:
+        inventory = Inventory(self.model, self._groups, self._parameters)
         self._source = _BY_NAME[name](
             self.model,
-            Inventory(self.model, self._groups),
+            inventory,
             loss_reduction=self._loss_reduction,
             batch_size_of=self._batch_size_of,
+            metric=metric_of(*self._norm, inventory, self._loss_reduction),
         )
 
     def _switch(self, name: str) -> None:
@@ -219,11 +223,14 @@ class NoiseMeter:
             self._switch("microbatches")
         elif isinstance(result, Refused):
             self._tally.refuse(result.detail)
+            if result.norms is not None:
+                self._settle(result.norms, self._scale())
         elif result is not None:
             self._record(result, self._scale())
 
     def _unfit(self, result: StepNorms | Refused | None) -> bool:
-        return bool(self.missing) or (isinstance(result, Refused) and bool(self._norm_layers))
+        unfit = isinstance(result, Refused) and result.norms is None
+        return bool(self.missing) or (unfit and bool(self._norm_layers))
 
     def _scale(self) -> float:
         return float(self._loss_scale() if callable(self._loss_scale) else self._loss_scale)
@@ -239,7 +246,12 @@ class NoiseMeter:
         self._tally.normalised |= any(
             m.training or m.running_mean is None for m in self._norm_layers
         )
+        self._settle(norms, scale)
         self._log.add(self._tally.optimizer_steps, norms, scale)
+
+    def _settle(self, norms: StepNorms, scale: float) -> None:
+        factor = norms.weighted_factor / norms.units / scale**2
+        self._source.metric.settle(effective=norms.effective, factor=factor)
 
     def split_pass(
         self,
@@ -280,25 +292,14 @@ class NoiseMeter:
         if not self.due or self._split_done:
             return False
         self._split_done = True
-        started = time.perf_counter()
-        with untouched(self.model), torch.enable_grad():
-            found = split_gradients(
-                loss,
-                self.model,
-                self._source.inventory,
-                batch,
-                micro_batch_size,
-                loss_reduction=self._loss_reduction,
-            )
-        cost = SplitCost(len(found.sizes), sum(found.sizes), time.perf_counter() - started)
+        found, cost = split_norms(
+            loss, self._source, batch, micro_batch_size, loss_reduction=self._loss_reduction
+        )
         self._tally.split_cost = self._tally.split_cost.plus(cost)
-        if len(found.sizes) < 2:
-            self._tally.refuse(
-                f"micro_batch_size {micro_batch_size} does not split a batch of {found.sizes[0]}; "
-                "give at most half of it"
-            )
+        if isinstance(found, Refused):
+            self._tally.refuse(found.detail)
             return False
-        self._record(found.step_norms(self._source.inventory), 1.0)
+        self._record(found, 1.0)
         return True
 
     def estimate(self, *, first: int | None = None, last: int | None = None) -> NoiseScale:
@@ -330,6 +331,8 @@ class NoiseMeter:
             closes_itself=self._step_hook is not None,
             normalised=self._tally.normalised and self.source == "microbatches",
             split_cost=self._tally.split_cost,
+            preconditioner=self._source.metric.name,
+            norm_notes=tuple(self._source.metric.notes()),
         )
         history = self._log.history(
             group, first=first, last=last, population_size=self._population_size
@@ -345,6 +348,8 @@ class NoiseMeter:
             "source": self.source,
             "every": self._every,
             "abandoned": self._source.abandoned,
+            "preconditioner": self._source.metric.name,
+            "metric": self._source.metric.state_dict(),
             **self._tally.state_dict(),
             "log": self._log.state_dict(),
         }
@@ -356,15 +361,14 @@ class NoiseMeter:
             InvalidInputError: the state was taken with another source, cadence or grouping.
         """
         source = state["source"]
-        mine = {"source": source if self._auto else self.source, "every": self._every}
-        for name, value in mine.items():
-            if state[name] != value:
-                raise InvalidInputError(
-                    f"state with {name}={state[name]!r}",
-                    f"this meter has {name}={value!r}",
-                    f"make the meter with {name}={state[name]!r}",
-                )
+        mine = {
+            "source": source if self._auto else self.source,
+            "every": self._every,
+            "preconditioner": self._source.metric.name,
+        }
+        check_state(state, mine)
         self._switch(source)
+        self._source.metric.load_state_dict(state.get("metric", {}))
         self._log.load_state_dict(state["log"])
         self._tally = Tally.from_state(state)
         self._source.abandoned = int(state["abandoned"])

@@ -51,6 +51,8 @@ class Circumstances:
         closes_itself: whether an optimizer ends the steps.
         normalised: whether BatchNorm was in training mode inside the units.
         split_cost: cost of extra passes.
+        preconditioner: name of the norm.
+        norm_notes: what a reader must know of it.
     """
 
     source: str
@@ -63,6 +65,8 @@ class Circumstances:
     closes_itself: bool = True
     normalised: bool = False
     split_cost: SplitCost = NO_COST
+    preconditioner: str = "none"
+    norm_notes: tuple[str, ...] = ()
 
     @property
     def population(self) -> str:
@@ -156,13 +160,14 @@ def record(
         population=circumstances.population,
         parameters_seen=inventory.parameters_seen(group),
         skipped_steps=skipped,
+        preconditioner=circumstances.preconditioner,
     )
 
 
 def _notes(
     log: StepLog, inventory: Inventory, circumstances: Circumstances, *, measured: int
 ) -> list[str]:
-    notes = [left_out(inventory)]
+    notes = [left_out(inventory), *circumstances.norm_notes]
     if circumstances.normalised:
         notes.append(normalised_unit(log.largest_unit))
     if circumstances.split_cost.passes:
@@ -194,7 +199,9 @@ def left_out(inventory: Inventory, limit: int = 3) -> str:
     """Name the first parameters left out, with their reasons."""
     missing = list(inventory.missing.items())
     if not missing:
-        return ""
+        asked = sum(slot.asked for slot in inventory.slots)
+        every = len(inventory.slots)
+        return "" if asked == every else f"{asked} of {every} parameters were asked for"
     named = ", ".join(f"{name} ({reason})" for name, reason in missing[:limit])
     more = f" and {len(missing) - limit} more" if len(missing) > limit else ""
     return f"left out: {named}{more}"

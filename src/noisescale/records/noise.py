@@ -63,6 +63,8 @@ class NoiseScale(Record):
         population: ``infinite`` or ``train_set``.
         parameters_seen: which parameters were covered.
         skipped_steps: measured steps left out because they were not finite.
+        preconditioner: the norm of gradients: ``none`` for plain squares, else the optimizer
+            whose second moments divide them (``adam``, ``rmsprop``), with its options.
     """
 
     b_simple: float | None
@@ -80,6 +82,7 @@ class NoiseScale(Record):
     population: str = "infinite"
     parameters_seen: ParametersSeen
     skipped_steps: int = 0
+    preconditioner: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,10 +62,11 @@ def render_measurement(measurement: Measurement, console: Console | None = None)
         console: where to print; standard output by default.
     """
     noise = measurement.noise_scale
+    norm = "" if noise.preconditioner == "none" else f" ({noise.preconditioner} norm)"
     parts: list[RenderableType] = [
         _styled(_conditions(measurement), "dim"),
         "",
-        _styled(f"Noise scale: {wording.noise_scale(noise)}", _style_of(noise)),
+        _styled(f"Noise scale{norm}: {wording.noise_scale(noise)}", _style_of(noise)),
     ]
     if noise.detail:
         parts.append(_styled(wording.sentence(noise.detail)))

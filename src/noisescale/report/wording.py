@@ -287,10 +287,9 @@ def rests_on(noise: NoiseScale) -> str:
     """Say what a measurement was made from."""
     source = _SOURCE.get(noise.source, noise.source)
     population = _POPULATION.get(noise.population, noise.population)
-    text = (
-        f"{count(noise.steps, 'steps')}, {count(noise.examples, noise.unit)}, {source},"
-        f" {population}, {parameters_seen(noise.parameters_seen)}"
-    )
+    text = f"{count(noise.steps, 'steps')}, {count(noise.examples, noise.unit)}, {source},"
+    text += f" {population}, {parameters_seen(noise.parameters_seen)}"
+    text += "" if noise.preconditioner == "none" else f", {noise.preconditioner} norm"
     skipped = noise.skipped_steps
     return f"{text}, {count(skipped, 'steps')} left out as not finite" if skipped else text
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import SOURCES, check_choice, check_count, check_seed
 from noisescale.measure.noise_scale import NoiseMeter, measure_noise_scale
 from noisescale.measure.step_log import History
@@ -24,6 +25,7 @@ from noisescale.run.training import PATIENCE_NOT_FINITE, TrainingRun, train_run
 from noisescale.workload import Workload
 
 SourceName = Literal["auto", "examples", "microbatches"]
+NormName = Literal["none", "adam"]
 
 Progress = Callable[[str, float | None], None]
 """``on_progress(what, share)``: what is being done, and the share done if it is known."""
@@ -77,6 +79,7 @@ def measure_workload(
     batch_size: int | None = None,
     source: SourceName = "auto",
     frozen: bool = False,
+    preconditioner: NormName = "none",
     seed: int = 0,
     data: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Iterable[str] | None = None,
@@ -93,6 +96,8 @@ def measure_workload(
         source: ``examples``, ``microbatches`` (an extra pass over eight micro-batches of each
             batch), or ``auto``: examples if every trainable parameter is seen so.
         frozen: hold the weights at their start instead of training.
+        preconditioner: ``adam`` for norms of gradients divided as the recipe's Adam divides
+            them, see :class:`~noisescale.measure.preconditioned.AdamNorm`.
         seed: of the weights and the data order.
         data: folder of the built-ins that read files.
         overrides: recipe keys to replace.
@@ -113,6 +118,7 @@ def measure_workload(
     resolved = resolve_workload(workload, data=data, overrides=overrides)
     if batch_size is not None:
         resolved = resolved.with_recipe(resolved.recipe.with_changes(batch_size=batch_size))
+    _check_norm(preconditioner, resolved.recipe, frozen=frozen)
     check_workload(resolved, target=resolved.target)
     name = workload if isinstance(workload, str) else workload.name
     if frozen:
@@ -124,6 +130,7 @@ def measure_workload(
         max_steps=steps or DEFAULT_STEPS,
         max_seconds=DEFAULT_SECONDS if steps is None and seconds is None else seconds,
         source=source,
+        preconditioner=preconditioner,
         on_progress=on_progress,
     )
     return Measurement(
@@ -139,6 +146,24 @@ def measure_workload(
     )
 
 
+def _check_norm(preconditioner: str, recipe: Recipe, *, frozen: bool) -> None:
+    check_choice("preconditioner", preconditioner, ("none", "adam"))
+    if preconditioner == "none":
+        return
+    if frozen:
+        raise InvalidInputError(
+            f"preconditioner {preconditioner!r} at frozen weights",
+            "an optimizer that has taken steps is required: second moments come from training",
+            "leave out --frozen (frozen=True)",
+        )
+    if recipe.optimizer_kind != "adam":
+        raise InvalidInputError(
+            f"preconditioner {preconditioner!r} with optimizer {recipe.optimizer!r}",
+            "adam or adamw is required",
+            "change the recipe, for example --set optimizer=adamw --set lr=0.001",
+        )
+
+
 def measure_run(
     workload: Workload,
     *,
@@ -148,6 +173,7 @@ def measure_run(
     max_steps: int,
     max_seconds: float | None = None,
     source: SourceName = "auto",
+    preconditioner: NormName = "none",
     on_progress: Progress | None = None,
 ) -> MeasuredRun:
     """Train to a goal with a meter on every step.
@@ -160,6 +186,7 @@ def measure_run(
         max_steps: most optimizer steps.
         max_seconds: most wall time.
         source: as in :func:`measure_workload`.
+        preconditioner: as in :func:`measure_workload`.
         on_progress: called as the work goes on.
 
     Raises:
@@ -177,6 +204,7 @@ def measure_run(
             # Steps draw from the training set again and again: their spread says nothing of
             # how another training set would differ, so the interval is conditional on this one.
             population_size=workload.train_size,
+            preconditioner=preconditioner,
         )
         share = _Share(max_steps, max_seconds, on_progress)
         watches.append(_NoiseWatch(meter, workload.loss, recipe.batch_size, share))

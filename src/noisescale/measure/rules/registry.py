@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,22 @@ class Call:
         """Number of examples."""
         sizes = (t.shape[d] for t, d in zip(self.tensors, self.dims, strict=True) if d is not None)
         return next(sizes)
+
+    def take(self, examples: Tensor) -> Call:
+        """Return the same call of some of its examples alone.
+
+        Args:
+            examples: their numbers, shape (some,).
+        """
+        tensors = [
+            t if d is None else t.index_select(d, examples.to(t.device))
+            for t, d in zip(self.tensors, self.dims, strict=True)
+        ]
+        gradients = [
+            None if g is None else g.index_select(d, examples.to(g.device))
+            for g, d in zip(self.gradients, self.outputs, strict=True)
+        ]
+        return replace(self, tensors=tensors, gradients=gradients)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def square_sums(
         0-d tensors; none for a parameter that a rule says nothing of.
     """
     sums: dict[int, Tensor] = {}
-    for found in _by_chunks(uses):
+    for found in _by_chunks(_drawn(uses, metric)):
         for index, parts in found.items():
             value = metric.square_sum(index, parts, shapes[index])
             sums[index] = sums[index] + value if index in sums else value
@@ -69,6 +69,19 @@ def lone_square_sums(
                 if key in slots
             }
     return square_sums({i: [Use(rule, call, key)] for key, i in slots.items()}, shapes, metric)
+
+
+def _drawn(uses: Mapping[int, Sequence[Use]], metric: Metric) -> Mapping[int, Sequence[Use]]:
+    """The uses by the examples that the metric draws, the same ones in every call."""
+    calls = {id(use.call): use.call for several in uses.values() for use in several}
+    examples = metric.sample(next(iter(calls.values())).size)
+    if examples is None:
+        return uses
+    fewer = {name: call.take(examples) for name, call in calls.items()}
+    return {
+        index: [Use(use.rule, fewer[id(use.call)], use.key) for use in several]
+        for index, several in uses.items()
+    }
 
 
 def own_gradients(
