@@ -47,16 +47,22 @@ def twin(module: nn.Module, parameters: Mapping[str, Tensor], prefix: str = "") 
     state.update({k: OrderedDict() for k, v in state.items() if k.endswith("_hooks") and v})
     state["_compiled_call_impl"] = None
     state["_parameters"] = {
-        key: None if p is None else parameters.get(prefix + key, p.detach())
+        key: None if p is None else parameters.get(prefix + key, _wide(p))
         for key, p in module._parameters.items()
     }
-    state["_buffers"] = {k: None if b is None else b.clone() for k, b in module._buffers.items()}
+    state["_buffers"] = {
+        k: None if b is None else _wide(b).clone() for k, b in module._buffers.items()
+    }
     state["_modules"] = {
         key: None if child is None else twin(child, parameters, f"{prefix}{key}.")
         for key, child in module._modules.items()
     }
     vars(copy).update(state)
     return copy
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return wide(tensor.detach()) if tensor.is_floating_point() else tensor.detach()
 
 
 def _gradients(call: Call, rows: slice) -> Mapping[str, Part]:
