@@ -10,7 +10,7 @@ from torch import nn
 from noisescale import NoiseMeter
 from noisescale.measure.examples import ExamplesSource
 from noisescale.measure.gradients import Inventory, Refused, StepNorms
-from reference import flat, gradient, per_example_gradients
+from reference import flat, gradient, per_example_gradients, sample_moments
 from watched import WIDTH, Body, batch_of, check, layers, linear, loss, watch
 
 
@@ -306,6 +306,24 @@ def test_the_same_graph_differentiated_twice_is_refused():
     source, result = watch(Body(m=layers()), [loss] * 4 + [twice])
     assert isinstance(result, Refused)
     assert all("twice" in reason for reason in source.inventory.missing.values())
+
+
+@pytest.mark.parametrize("kind", [adversarial("grad"), adversarial("inputs"), penalty])
+def test_microbatches_count_the_passes_that_reach_parameters(kind):
+    """A penalty on gradients is a part of every micro-batch's loss."""
+    model = Body(m=layers()).double()
+    x, y = batch_of()
+    parts = list(zip(x.chunk(4), y.chunk(4), strict=True))
+    meter = NoiseMeter(model, source="microbatches")
+    for part in parts:
+        (kind(model, part) / 4).backward()
+    meter.close_step()
+    meter.detach()
+    rows = [gradient(model, kind, part) for part in parts]
+    means = torch.stack([torch.cat([g.flatten() for g in row.values()]) for row in rows])
+    grad_sq, trace = sample_moments(means)
+    assert meter.history.trace_cov.item() == pytest.approx(2 * trace)
+    assert meter.history.grad_sq.item() == pytest.approx(grad_sq)
 
 
 # What no measurement can see by itself

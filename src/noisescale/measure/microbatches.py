@@ -23,6 +23,7 @@ from noisescale.measure.gradients import (
     on_gradient,
     tensors_in,
 )
+from noisescale.measure.kept import receives
 from noisescale.measure.metric import Euclidean, Metric
 
 _ONE_BACKWARD = (
@@ -78,7 +79,13 @@ class MicrobatchSource(GradientSource):
         self._last = forward
         for tensor in tensors_in(output):
             if tensor.requires_grad:
-                on_gradient(tensor, lambda _: self._begin(forward))
+                on_gradient(tensor, lambda _: self._arrives(forward))
+
+    def _arrives(self, forward: Forward) -> None:
+        slots = self.inventory.slots
+        tensors = [slots[i].tensor for i in self.inventory.seen]
+        if any(receives(t, by_grad=False) for t in tensors if t.requires_grad):
+            self._begin(forward)
 
     def _begin(self, forward: Forward) -> None:
         """A backward pass reached the output of ``forward``."""
