@@ -162,6 +162,25 @@ def test_a_stance_taken_while_a_step_is_open_stays():
     torch.compiler.set_stance("default")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_with_another_stance_is_refused_and_the_next_one_measured(late):
+    """Hooks that are traced after all do nothing, in a full graph too."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for x, _ in batches(int(late)):
+        compiled(x).sum().backward()
+    with NoiseMeter(compiled, optimizer) as meter:
+        torch.compiler.set_stance("default")
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            F.cross_entropy(compiled(x), y).backward()
+            optimizer.step()
+        assert meter.history.step.tolist() == [1, 2]
+        assert meter.missing == {}
+        assert "set_stance" in meter.estimate().detail
+
+
 def test_two_meters_hold_until_both_are_done():
     one, other = NoiseMeter(Net()), NoiseMeter(Net())
     one.detach()

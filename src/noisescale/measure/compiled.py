@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 _PREFIX = "_orig_mod"
+_EAGER = "force_eager"
 
 _holders: set[int] = set()
 _stance: list[Any] = []
@@ -34,10 +35,17 @@ class Uncompiled:
         weakref.finalize(model, _release, self._key).atexit = False
 
     def hold(self) -> None:
-        """Run uncompiled from now on."""
-        if not _holders:
-            _stance.append(torch.compiler.set_stance("force_eager"))
+        """Run uncompiled from now on, whatever was chosen since the last call."""
+        now = torch.compiler.set_stance("force_eager")
+        if not _holders or now.prev.stance != _EAGER:
+            _stance[:] = [now]
         _holders.add(self._key)
+
+    def holds(self) -> bool:
+        """Whether nobody chose otherwise since ``hold()``."""
+        probe = torch.compiler.set_stance("force_eager")
+        probe.__exit__(None, None, None)
+        return bool(probe.prev.stance == _EAGER)
 
     def release(self) -> None:
         """Let compiled code run again."""

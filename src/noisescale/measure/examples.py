@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
@@ -85,7 +86,7 @@ class ExamplesSource(GradientSource):
         self._checks.clear()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._calls.repeating:
+        if is_dynamo_compiling() or self._calls.repeating:
             return
         super()._enter(model, args, kwargs)
         self._calls.begin(self._forward, args, kwargs)

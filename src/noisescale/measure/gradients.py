@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.attached import Attached
@@ -132,6 +133,10 @@ _LEFTOVERS = (
     "gradients of earlier steps were still there when the step began; call optimizer.zero_grad() "
     "once per step"
 )
+_STANCE = (
+    "torch.compiler.set_stance was called while a step was measured, so that compiled code may "
+    "have run without the hooks; call it before the meter is made"
+)
 _TOUCHED = (
     "gradients were changed between two backward passes of one step; unscale or clip them once, "
     "before optimizer.step()"
@@ -182,9 +187,9 @@ class GradientSource(abc.ABC):
 
     def open(self) -> None:
         """Watch the coming passes as one step."""
+        if self._uncompiled is not None:
+            self._uncompiled.hold()
         if not self._handles:
-            if self._uncompiled is not None:
-                self._uncompiled.hold()
             self._install()
         self._watching = True
         self._reset()
@@ -208,6 +213,8 @@ class GradientSource(abc.ABC):
         changed = self._refusal
         if self._mean or self._forwards:
             changed = changed or self._attached.change()
+            if self._uncompiled is not None and not self._uncompiled.holds():
+                changed = _STANCE
         if changed:
             return Refused(changed)
         blind = self._forwards and not self.inventory.seen
@@ -276,6 +283,8 @@ class GradientSource(abc.ABC):
         self._clear()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_dynamo_compiling():
+            return
         self._forward = None
         if not torch.is_grad_enabled() or not self._watching:
             return
@@ -290,7 +299,7 @@ class GradientSource(abc.ABC):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         del model
-        if self._forward is not None:
+        if not is_dynamo_compiling() and self._forward is not None:
             # Calls of submodules outside the model's own forward belong to no batch.
             forward, self._forward = self._forward, None
             self._finish_forward(forward, args, kwargs, output)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.alignment import Alignment
@@ -150,6 +151,8 @@ class LayerCalls:
 
     def _hook(self, layer: Layer) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if is_dynamo_compiling():
+                return
             if self.forward is not None:
                 self._see(layer, self.forward, args, kwargs, output)
             elif self.alignment.probing:
