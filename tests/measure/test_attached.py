@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale import NoiseMeter
+from noisescale import InvalidInputError, NoiseMeter
 from noisescale.measure.attached import Attached
 from watched import Body, batch_of, layers, linear, loss
 
@@ -114,3 +114,11 @@ def test_looking_for_changes_is_cheap():
         assert not attached.change()
         seconds.append(time.perf_counter() - started)
     assert min(seconds) / 400 < 1e-6
+
+
+def test_a_lazy_model_wants_one_call_first():
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(InvalidInputError, match="'0.weight' of a lazy module"):
+        NoiseMeter(model)
+    model(torch.randn(4, 2))
+    NoiseMeter(model).detach()

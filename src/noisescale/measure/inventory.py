@@ -49,6 +49,13 @@ class Inventory:
                 "at least one trainable parameter is required",
                 "pass the model that is trained, or unfreeze some of it",
             )
+        for name, parameter in named:
+            if nn.parameter.is_lazy(parameter):
+                raise InvalidInputError(
+                    f"parameter {name!r} of a lazy module",
+                    "a parameter with a shape is required",
+                    "call the model once on a batch before",
+                )
         group_of = group_function([name for name, _ in named], groups)
         self.slots = [
             Slot(name=name, tensor=parameter, group=group_of(name)) for name, parameter in named
