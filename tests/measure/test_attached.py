@@ -118,7 +118,7 @@ def test_looking_for_changes_is_cheap():
 
 def test_a_lazy_model_wants_one_call_first():
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(InvalidInputError, match="'0.weight' of a lazy module"):
+    with pytest.raises(InvalidInputError, match="of a lazy module"):
         NoiseMeter(model)
     model(torch.randn(4, 2))
     NoiseMeter(model).detach()
