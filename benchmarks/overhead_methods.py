@@ -16,7 +16,7 @@ from noisescale import NoiseMeter
 from noisescale.errors import InvalidInputError
 
 BLOCK = 10
-ADAM_STEPS = 3
+ADAM_STEPS = 10
 
 
 class UnavailableError(Exception):
@@ -79,7 +79,7 @@ class MeterStep(PlainStep):
     Args:
         problem: what to train.
         steps: optimizer steps in one call of :meth:`run`.
-        adam: attach to an Adam that has taken three steps at rate 0.
+        adam: attach to an Adam that has taken its first steps at rate 0.
         options: arguments of the meter.
     """
 
@@ -124,7 +124,7 @@ class MeterStep(PlainStep):
     def note(self) -> str:
         """Name what the meter did not measure."""
         if self.meter.steps == 0:
-            return f"measured nothing: {self.meter.estimate().reason}"
+            return f"measured nothing: {self.meter.estimate().detail}"
         left = ", ".join(self.meter.missing)
         source = "" if self.meter.source == "examples" else f"source {self.meter.source}; "
         return source + (f"left out {left}" if left else "")

@@ -57,6 +57,9 @@ def test_every_outcome_has_words(outcome: Outcome) -> None:
     assert wording.noise_scale(noise) == f"not determined: {wording.outcome(outcome)}"
     assert "1 of 2 parameters (without bias)" in wording.rests_on(noise)
     assert "1 step left out as not finite" in wording.rests_on(noise)
+    other = dataclasses.replace(noise, preconditioner="adam")
+    assert "adam norm" in wording.rests_on(other)
+    assert "norm" not in wording.rests_on(noise)
 
 
 def test_headline_names_every_factor_or_the_reason(advices: dict[str, Advice]) -> None:

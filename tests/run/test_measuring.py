@@ -146,3 +146,24 @@ def test_progress_is_told():
     told = []
     measure_workload("digits", steps=5, on_progress=lambda what, share: told.append(share))
     assert told == [0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_under_adams_norm():
+    recipe = {"optimizer": "adamw", "lr": 0.001}
+    measured = measure_workload("digits", steps=40, overrides=recipe, preconditioner="adam")
+    assert measured.noise_scale.preconditioner == "adam"
+    assert measured.noise_scale.steps == 30
+    assert {group.preconditioner for group in measured.groups.values()} == {"adam"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preconditioner": "adma"}, "did you mean adam"),
+        ({"preconditioner": "adam"}, "with optimizer 'sgd': adam or adamw is required"),
+        ({"preconditioner": "adam", "frozen": True}, "leave out --frozen"),
+    ],
+)
+def test_norms_that_cannot_be_had(options, words):
+    with pytest.raises(InvalidInputError, match=words):
+        measure_workload("digits", steps=5, **options)

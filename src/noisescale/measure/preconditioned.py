@@ -29,9 +29,10 @@ from noisescale.measure.second_moments import (
 )
 from noisescale.measure.squares import inner_product, squared_norm
 
-AT_MOST = 32
-"""Examples per layer and step whose weighted squares are taken, drawn at random. (measured: see
-docs/lab-log.md)"""
+AT_MOST = 128
+"""Examples per layer and step whose weighted squares are taken, drawn at random. A few of many
+cost little, but what a rare large gradient adds to both moments then no longer cancels. (measured:
+docs/lab-log.md, 2026-11-21)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class AdamNorm:
             another size is made of per-example second moments, which source ``examples``
             averages over the measured steps with the optimizer's own memory.
         at_most: examples per layer and measured step whose squares are taken, drawn at random
-            from those of the step; None for all. The estimate stays unbiased and gets noisier.
+            from those of the step; None for all. The estimate stays unbiased and gets much noisier.
         seed: of those draws.
     """
 

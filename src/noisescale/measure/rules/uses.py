@@ -68,6 +68,14 @@ def lone_square_sums(
                 for key, norm in norms.items()
                 if key in slots
             }
+    if not metric.plain and rule.step(call) >= call.size:
+        examples = metric.sample(call.size)
+        call = call if examples is None else call.take(examples)
+        return {
+            slots[key]: metric.square_sum(slots[key], [part], shapes[slots[key]])
+            for key, part in rule.parts(call, slice(0, call.size)).items()
+            if key in slots
+        }
     return square_sums({i: [Use(rule, call, key)] for key, i in slots.items()}, shapes, metric)
 
 

@@ -33,6 +33,8 @@ def weighted_square_sum(parts: Sequence[Part], shape: torch.Size, weight: Tensor
     Returns:
         Shape ().
     """
+    if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dim() == 2:
+        return torch.dot(parts[0].square().sum(0), weight)
     parts = merged(parts)
     if len(parts) == 1 and _one_position(parts[0]):
         left, right, table = _squared_sides(parts[0], weight)
@@ -69,6 +71,9 @@ def _one_position(part: Part) -> bool:
 def _squared_sides(part: Part, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Both factors squared, (groups, examples, width), and the weight in their layout."""
     assert isinstance(part, Outer)
+    if part.groups == 1:
+        left, right = part.left[:, 0].square(), part.right[:, 0].square()
+        return left, right, left if weight is None else weight.view(left.shape[1], -1)
     left, right = (
         t.reshape(-1, part.groups, t.shape[2]).transpose(0, 1).square()
         for t in (part.left, part.right)
@@ -77,9 +82,6 @@ def _squared_sides(part: Part, weight: Tensor | None) -> tuple[Tensor, Tensor, T
         weight = left.new_empty(0)
     else:
         weight = weight.view(part.groups, left.shape[2], right.shape[2])
-    if part.groups == 1:
-        # One plain product; a batch of one takes a slower path.
-        return left[0], right[0], weight[0] if weight.dim() == 3 else weight
     return left, right, weight
 
 
