@@ -1,6 +1,6 @@
 """Bias and coverage of the step-by-step estimator when per-example norms are sketched.
 
-    python benchmarks/coverage_sketch.py [--repeats 4000] [--out benchmarks/out/coverage_sketch.json]
+    python benchmarks/coverage_sketch.py [--repeats 4000] [--out FILE.json]
 
 Every example's gradient is a matrix M_i = G + sqrt(noise scale) Z_i of 8 x 4 entries with
 |G|^2 = E|Z_i|^2 = 1, and its squared norm is replaced by |r_i^T M_i|^2 with fresh random signs r_i.

@@ -217,9 +217,12 @@ def test_low_precision_accumulation(dtype):
     assert float(defective) != pytest.approx(truth, rel=0.02)
 
 
-@pytest.mark.parametrize("size", [100, 3_000_000])
-def test_long_sums_stay_exact_in_float32(size):
+@pytest.mark.parametrize("size", [100, 4096, 20_000, 65_537, 3_000_000])
+@pytest.mark.parametrize("equal", [False, True], ids=["normal", "equal"])
+def test_long_sums_stay_exact_in_float32(size, equal):
+    """Equal numbers are the worst case of a running sum: every rounding has the same sign."""
     gradient = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    gradient = torch.full_like(gradient, 0.1) if equal else gradient
     truth = float(gradient.double().square().sum())
     assert float(squared_norm(gradient)) == pytest.approx(truth, rel=2e-6)
 

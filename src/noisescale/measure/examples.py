@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.compiled import plain_name
+from noisescale.measure.fused import Replacements, fusible
 from noisescale.measure.gradients import (
     Forward,
     GradientSource,
@@ -25,7 +26,7 @@ from noisescale.measure.gradients import (
     StepNorms,
     on_gradient,
 )
-from noisescale.measure.layer_calls import Layer, LayerCalls
+from noisescale.measure.layer_calls import TWICE, Layer, LayerCalls
 from noisescale.measure.rules.account import Account
 from noisescale.measure.rules.registry import Call, Rule
 from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
@@ -62,6 +63,8 @@ class ExamplesSource(GradientSource):
         self._account = Account(self._shapes)
         by_grad = self._any_mode
         self._calls = LayerCalls(self.model, inventory, self._answered, self._drop, by_grad)
+        self._fused = Replacements(self._runs_fused, self._take, self._refuse_again)
+        self._calls.claim = self._fused.claim
 
     # Hooks
 
@@ -74,6 +77,23 @@ class ExamplesSource(GradientSource):
         for index in seen & self._account.unchecked:
             parameter = self.inventory.slots[index].tensor
             self._checks.append(on_gradient(parameter, self._account.hook(index)))
+
+        if self._mode == "fused" and self.metric.plain:
+            self._handles += [
+                self._fused.replace(layer.module, layer.index)
+                for layer in self._calls.layers
+                if layer.slots.get("weight") in seen and fusible(layer.module)
+            ]
+
+    def _runs_fused(self) -> bool:
+        calls = self._calls
+        return calls.forward is not None and calls.alignment.settled and not self._checks
+
+    def _take(self, place: int, square: Tensor) -> None:
+        self._found.append({self._calls.layers[place].slots["weight"]: square})
+
+    def _refuse_again(self, place: int) -> None:
+        self._drop(self._calls.layers[place], TWICE)
 
     def pause(self) -> None:
         """Remove every hook; ``open()`` installs them again."""
@@ -112,12 +132,22 @@ class ExamplesSource(GradientSource):
             forward.fired = True
             self._fired.append(forward)
         expected, checked = forward.expected, not self._checks
-        slots = self.inventory.slots
-        live = {k: i for k, i in layer.slots.items() if slots[i].missing is None}
+        live = layer.slots
+        if len(self.inventory.seen) < len(self._shapes):
+            slots = self.inventory.slots
+            live = {k: i for k, i in live.items() if slots[i].missing is None}
         if checked and all(expected[i] == 1 for i in live.values()):
             forward.done.update(live.values())
-            self._found.append(lone_square_sums(layer.rule, call, live, self._shapes, self.metric))
+            if call.ticket is not None:
+                call.ticket.alone = True
+                live = {key: i for key, i in live.items() if key != "weight"}
+            if live:
+                self._found.append(
+                    lone_square_sums(layer.rule, call, live, self._shapes, self.metric)
+                )
         else:
+            if call.ticket is not None:
+                call.ticket.call = call
             self._account_for(layer.rule, live, forward, call)
 
     def _account_for(self, rule: Rule, live: dict[str, int], forward: Forward, call: Call) -> None:
@@ -151,6 +181,8 @@ class ExamplesSource(GradientSource):
             self.inventory.drop(index, reason)
 
     def _settle(self) -> None:
+        if not self._checks:
+            return
         for index in self._account.settle():
             for layer in self._calls.layers:
                 if index in layer.slots.values():
@@ -180,14 +212,15 @@ class ExamplesSource(GradientSource):
             return Refused(_SECOND_ORDER)
         self._settle()
         for forward in self._fired:
-            # Uses that had no part in the loss never answer.
-            self._late(forward)
+            if forward.waiting:
+                # Uses that had no part in the loss never answer.
+                self._late(forward)
         squares = self._squares()
         for index in self._mean:
             if index not in squares:
                 self.inventory.drop(index, _OUTSIDE)
-        slots = self.inventory.slots
-        squares = {i: v for i, v in squares.items() if slots[i].missing is None}
+        seen = set(self.inventory.seen)
+        squares = {i: v for i, v in squares.items() if i in seen}
         if not squares:
             return self._nothing_seen()
         return self._norms(squares, [forward.size for forward in self._fired])

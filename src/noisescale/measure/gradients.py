@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ from noisescale.measure.metric import Euclidean, Metric
 
 LossReduction = Literal["mean", "sum"]
 BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
+
+
+class Handle(Protocol):
+    """Undoes what was installed."""
+
+    def remove(self) -> None:
+        """Undo it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +170,9 @@ class GradientSource(abc.ABC):
         batch_size_of: BatchSizeOf | None = None,
         any_mode: bool = False,
         metric: Metric | None = None,
+        mode: str = "exact",
     ) -> None:
+        self._mode = mode
         self.model = plain(model)
         # The wrapper's own hooks are called outside the compiled code.
         self._root = self.model if self.sees_layers else model
@@ -174,7 +183,7 @@ class GradientSource(abc.ABC):
         self._loss_reduction = loss_reduction
         self._batch_size_of = batch_size_of or leading_size
         self._any_mode = any_mode
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._watching = False
         self._window = 0
         self._forward: Forward | None = None
@@ -184,6 +193,11 @@ class GradientSource(abc.ABC):
         self._leftovers = Leftovers()
         self._attached = Attached(self.model)
         self._refusal = ""
+
+    @property
+    def watching(self) -> bool:
+        """Whether the passes that run now are measured."""
+        return self._watching
 
     def open(self) -> None:
         """Watch the coming passes as one step."""

@@ -26,7 +26,7 @@ from noisescale.measure.kept import (
 )
 from noisescale.measure.rules.registry import Call, without_tensors
 
-_TWICE = "its module was differentiated twice in one forward pass"
+TWICE = "its module was differentiated twice in one forward pass"
 _OVERWRITTEN = "the input of its module was changed in place after the call"
 _FROZEN = "it was frozen after the meter was attached"
 _REPEATED = (
@@ -96,6 +96,8 @@ class LayerCalls:
         by_grad: bool = False,
     ) -> None:
         self.layers = find_layers(model, inventory)
+        self.claim: Callable[[int], Any] = lambda _: None
+        """Returns what ties a layer's last call to a backward pass of our own."""
         self.alignment = Alignment(model)
         self.forward: Forward | None = None
         """The forward pass that runs now."""
@@ -213,6 +215,7 @@ class LayerCalls:
         if hooks_active():
             layer.pending[forward] = layer.pending.get(forward, 0) + 1
         call = Call(
+            ticket=self.claim(layer.index),
             layer=layer.module,
             dims=dims,
             outputs=out_dims,
@@ -266,7 +269,7 @@ class LayerCalls:
         if forward.over or not self._reaches(layer):
             return
         if not once:
-            self._drop(layer, _TWICE)
+            self._drop(layer, TWICE)
             return
         call, take = once.pop()
         try:

@@ -24,7 +24,8 @@ from noisescale.measure.gradients import (
 )
 from noisescale.measure.grouping import Grouping
 from noisescale.measure.microbatches import MicrobatchSource
-from noisescale.measure.preconditioned import Preconditioner, metric_of
+from noisescale.measure.modes import Mode, check_mode, norm_of
+from noisescale.measure.preconditioned import Preconditioner
 from noisescale.measure.self_test import check_meter
 from noisescale.measure.split_pass import split_norms
 from noisescale.measure.step_log import History, StepLog
@@ -60,6 +61,11 @@ class NoiseMeter:
         source: ``examples`` (per-example norms, any loop), ``microbatches`` (for loops that
             accumulate gradients, or with :meth:`split_pass`), or ``auto``: examples if every
             trainable parameter can be measured so, else micro-batches.
+        mode: how per-example norms are computed: ``exact``, which leaves training as it is, bit
+            for bit; or ``fused``, as exact and often cheaper, where weight gradients of measured
+            steps are the sums of the per-example ones: the same terms in another order; or
+            ``sketch``, which leaves training as it is and estimates the dear norms by random
+            signs, without bias, its noise in the interval.
         every: measure each ``every``-th step, the first included; the others cost nothing.
         groups: parameter name -> group, as a mapping (the rest is ``other``) or a function;
             default: the module that holds the parameter.
@@ -99,6 +105,7 @@ class NoiseMeter:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         source: SourceName = "auto",
+        mode: Mode = "exact",
         every: int = 1,
         groups: Grouping = None,
         loss_scale: float | Callable[[], float] = 1.0,
@@ -111,6 +118,7 @@ class NoiseMeter:
         parameters: Callable[[str], bool] | None = None,
     ) -> None:
         check_options(source, loss_reduction, every, level, loss_scale)
+        check_mode(mode, source, preconditioner)
         self.model = model
         self.level = level
         self.unit = unit
@@ -122,6 +130,7 @@ class NoiseMeter:
         self._batch_size_of = batch_size_of
         self._population_size = population_size
         self._norm = preconditioner, optimizer
+        self._mode = mode
         self._parameters = parameters
         self._norm_layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self._tally = Tally()
@@ -162,12 +171,14 @@ class NoiseMeter:
 
     def _use(self, name: str) -> None:
         inventory = Inventory(self.model, self._groups, self._parameters)
+        mode: Mode = self._mode if name == "examples" else "exact"
         self._source = _BY_NAME[name](
             self.model,
             inventory,
             loss_reduction=self._loss_reduction,
             batch_size_of=self._batch_size_of,
-            metric=metric_of(*self._norm, inventory, self._loss_reduction),
+            metric=norm_of(mode, *self._norm, inventory, self._loss_reduction),
+            mode=mode,
         )
 
     def _switch(self, name: str) -> None:
@@ -179,7 +190,7 @@ class NoiseMeter:
     def _arm(self) -> None:
         if self.due and not self._tally.split_only:
             self._source.open()
-        else:
+        elif self._source.watching:
             self._source.pause()
 
     # Steps

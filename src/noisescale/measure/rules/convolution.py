@@ -25,13 +25,16 @@ def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
     assert isinstance(layer, _ConvNd)
     if isinstance(layer, _ConvTransposeNd):
         x, g = g, x
-    if _shifted(layer, g):
-        return max(1, len(x))
+    return max(1, len(x)) if shifted(layer, g) else unfolded_step(layer, g)
+
+
+def unfolded_step(layer: _ConvNd, g: Tensor) -> int:
+    """Examples whose patches fill one buffer."""
     per_example = layer.weight[0].numel() * layer.groups * prod(g.shape[2:])
     return max(1, _parts.CHUNK_ELEMENTS // max(1, per_example))
 
 
-def _shifted(layer: _ConvNd, grid: Tensor) -> bool:
+def shifted(layer: _ConvNd, grid: Tensor) -> bool:
     """Whether products with shifted inputs are cheaper than unfolded patches."""
     outer, inner = layer.weight.shape[:2]
     if isinstance(layer, _ConvTransposeNd):
@@ -56,7 +59,7 @@ def convolution(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     x, g = wide(x), wide(g)
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        found["weight"] = _weight(layer, g, x)
+        found["weight"] = weight_part(layer, g, x)
     if trained(layer, "bias"):
         found["bias"] = g.flatten(2).sum(2)
     return found
@@ -71,15 +74,22 @@ def transposed(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     x, g = wide(x), wide(g)
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        found["weight"] = _weight(layer, x, g)
+        found["weight"] = weight_part(layer, x, g)
     if trained(layer, "bias"):
         found["bias"] = g.flatten(2).sum(2)
     return found
 
 
-def _weight(layer: _ConvNd, grid: Tensor, signal: Tensor) -> Part:
-    """From the tensor of one kernel position each, and the one that the kernel slides over."""
-    if not _shifted(layer, grid):
+def weight_part(layer: _ConvNd, grid: Tensor, signal: Tensor, *, shift: bool | None = None) -> Part:
+    """The weight's gradients, from one tensor per position and one that the kernel slides over.
+
+    Args:
+        layer: the convolution.
+        grid: the output's gradient, or a transposed convolution's input.
+        signal: the input, or a transposed convolution's output's gradient.
+        shift: whether by shifted products rather than unfolded patches; default: the cheaper.
+    """
+    if not (shifted(layer, grid) if shift is None else shift):
         return _outer(layer, grid, _patches(layer, signal, grid.shape[2:]))
     before = list(reversed(_pad_widths(layer)[::2]))
     if layer.padding_mode != "zeros" and any(before):

@@ -26,13 +26,14 @@ CHUNK_ELEMENTS = 1 << 21
 # as fast as smaller ones (measured).
 PRODUCT_ELEMENTS = 1 << 19
 
-# Convolutions with fewer channels or positions are unfolded. (measured)
-LEAST_SHIFTED_CHANNELS = 2
-LEAST_SHIFTED_POSITIONS = 32
+# Convolutions with fewer channels or positions are unfolded. (measured by
+# benchmarks/cost_model.py: mean regret 1.01)
+LEAST_SHIFTED_CHANNELS = 4
+LEAST_SHIFTED_POSITIONS = 64
 
 # torch's norm on a CPU adds up in one pass: over more elements than this it loses more than
 # 3e-6 in float32, where a sum by halves does not. (measured)
-_NORM_LENGTH = 1 << 16
+_NORM_LENGTH = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +44,13 @@ class Outer:
         left: shape (examples * groups, t, o).
         right: shape (examples * groups, t, i); groups * o * i are the parameter's elements.
         groups: diagonal blocks of the weight; an example's blocks are adjacent.
+        known: the sum over the examples of its squared norm, where that is known.
     """
 
     left: Tensor
     right: Tensor
     groups: int = 1
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,23 +94,56 @@ def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
 
     Source: Gram form, Li et al. 2021 (arXiv:2110.05679), section 4.
     """
-    items, length, outer = left.shape
+    _, length, outer = left.shape
     inner = right.shape[2]
     if length == 1:
         # Source: Goodfellow 2015 (arXiv:1510.01799).
         return torch.dot(row_sq(left), row_sq(right))
-    if length * (inner + outer) < inner * outer:
-        step = max(1, CHUNK_ELEMENTS // (length * length))
-        return _added(
-            [_gram_inner(left[i : i + step], right[i : i + step]) for i in range(0, items, step)]
-        )
-    step = min(items, max(1, PRODUCT_ELEMENTS // (inner * outer)))
-    sums = []
+    if forms_products(length, outer, inner):
+        return product_form(left, right)
+    return gram_form(left, right)
+
+
+def product_form(left: Tensor, right: Tensor) -> Tensor:
+    """:func:`product_square_sum` by way of the products."""
+    return _added([squared_norm(product) for product in _products(left, right)])
+
+
+def gram_form(left: Tensor, right: Tensor) -> Tensor:
+    """:func:`product_square_sum` by way of Gram matrices."""
+    items, length, _ = left.shape
+    step = max(1, CHUNK_ELEMENTS // (length * length))
+    return _added(
+        [_gram_inner(left[i : i + step], right[i : i + step]) for i in range(0, items, step)]
+    )
+
+
+def forms_products(length: int, outer: int, inner: int) -> bool:
+    """Whether the products themselves need fewer operations than Gram matrices."""
+    return length > 1 and length * (inner + outer) >= inner * outer
+
+
+def _products(left: Tensor, right: Tensor, multiple: int = 1) -> Iterator[Tensor]:
+    """Yield left_i^T right_i of some items at a time, in memory that is used again."""
+    items, _, outer = left.shape
+    inner = right.shape[2]
+    step = min(items, multiple * max(1, PRODUCT_ELEMENTS // (multiple * inner * outer)))
     with buffers(left, (step, outer, inner)) as (product,):
         for i in range(0, items, step):
             one, other = left[i : i + step], right[i : i + step]
-            sums.append(squared_norm(torch.bmm(one.mT, other, out=product[: len(one)])))
-    return _added(sums)
+            yield torch.bmm(one.mT, other, out=product[: len(one)])
+
+
+def total_and_square_sum(part: Outer | Windows, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return :func:`total` and :func:`square_sum`, forming every product once."""
+    if isinstance(part, Windows):
+        return part.total_and_square_sum(shape)
+    total = part.left.new_zeros(part.groups, part.left.shape[2], part.right.shape[2])
+    sums = []
+    for product in _products(part.left, part.right, part.groups):
+        sums.append(squared_norm(product))
+        total += product.view(-1, *total.shape).sum(0)
+    return total.view(shape), _added(sums)
 
 
 def _gram_inner(left: Tensor, right: Tensor) -> Tensor:
@@ -132,7 +168,8 @@ def square_sum(parts: Sequence[Part], shape: torch.Size) -> Tensor:
     parts = merged(parts)
     if len(parts) == 1:
         return _single_square_sum(parts[0])
-    if all(_pairs_up(part) for part in parts) and _gram_is_cheaper(parts, shape):
+    known = any(isinstance(part, Outer) and part.known is not None for part in parts)
+    if all(_pairs_up(part) for part in parts) and (known or _gram_is_cheaper(parts, shape)):
         return _gram_square_sum(parts)
     return _added([squared_norm(rows) for rows in chunks(parts, shape)])
 
@@ -298,6 +335,9 @@ def _gram_square_sum(parts: Sequence[Part]) -> Tensor:
     result: Tensor | None = None
     for i, one in enumerate(parts):
         for other in parts[: i + 1]:
+            if one is other and isinstance(one, Outer) and one.known is not None:
+                result = one.known if result is None else result + one.known
+                continue
             (left, right), (left_, right_) = _sides(one), _sides(other)
             term = (_left_gram(left, left_) * torch.bmm(right, right_.mT)).sum()
             term = term if one is other else 2 * term

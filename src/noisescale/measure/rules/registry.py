@@ -33,6 +33,8 @@ class Call:
         tensors: the tensors among its arguments, in order, detached; empty until the backward
             pass reaches the call.
         gradients: the gradient of each output, None where none came; empty until they come.
+        known: sums of squared norms by parameter, where the backward pass itself formed them.
+        ticket: ties the call to a backward pass of our own.
     """
 
     layer: nn.Module
@@ -41,6 +43,8 @@ class Call:
     outputs: list[int] = field(default_factory=lambda: [0])
     tensors: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor | None] = field(default_factory=list)
+    known: dict[str, Tensor] = field(default_factory=dict)
+    ticket: Any = None
 
     @property
     def gradient(self) -> Tensor:

@@ -39,7 +39,7 @@ def buffers(like: Tensor, *shapes: tuple[int, ...]) -> Iterator[list[Tensor]]:
     if flat is None or flat.numel() < sum(room):
         flat = like.new_empty(sum(room))
     try:
-        parts = flat[: sum(room)].split(room)
+        parts = torch.split(flat[: sum(room)], room)
         yield [
             part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)
         ]

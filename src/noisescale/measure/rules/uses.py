@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from noisescale.measure.metric import Metric
-from noisescale.measure.rules.parts import Part, check, total
+from noisescale.measure.rules.parts import Outer, Part, check, total
 from noisescale.measure.rules.registry import Call, Rule
 
 
@@ -115,7 +115,15 @@ def _by_chunks(uses: Mapping[int, Sequence[Use]]) -> Iterator[dict[int, list[Par
         rows = slice(start, min(start + step, size))
         parts = {name: use.rule.parts(use.call, rows) for name, use in calls.items()}
         found = {
-            index: [parts[id(u.call)].get(u.key) for u in several]
+            index: [_known(parts[id(u.call)].get(u.key), u, step >= size) for u in several]
             for index, several in uses.items()
         }
         yield {i: [p for p in ps if p is not None] for i, ps in found.items() if None not in ps}
+
+
+def _known(part: Part | None, use: Use, whole: bool) -> Part | None:
+    """Tell a part of all examples its own squared norm, if it is known."""
+    known = use.call.known.get(use.key)
+    if known is None or not whole or not isinstance(part, Outer):
+        return part
+    return replace(part, known=known)

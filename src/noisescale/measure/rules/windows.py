@@ -98,7 +98,8 @@ class Windows:
             for start in range(0, self.examples, step):
                 rows = slice(start, min(start + step, self.examples))
                 n = rows.stop - rows.start
-                left[(slice(n), ..., *(slice(p) for p in self.grid.shape[2:]))] = self.grid[rows]
+                inside = [slice(p) for p in self.grid.shape[2:]]
+                left[(slice(n), slice(None), *inside)] = self.grid[rows]
                 for phase, padded in zip(phases, right, strict=True):
                     self._lay_out(padded[:n], self.signal[rows], phase)
                 grid = self._split(left[:n])
@@ -139,7 +140,13 @@ class Windows:
 
     def total(self, shape: torch.Size) -> Tensor:
         """Gradient summed over the examples: the parameter's shape."""
-        out = self.grid.new_zeros(prod(self.kernel), *shape[:2])
+        return self.total_and_square_sum(shape)[0]
+
+    def total_and_square_sum(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Both of them, forming every product once."""
+        total = self.grid.new_zeros(prod(self.kernel), *shape[:2])
+        sums = []
         for _, offset, block in self.products():
-            out[offset] += block.view(-1, *shape[:2]).sum(0)
-        return out.permute(1, 2, 0).reshape(shape)
+            sums.append(squared_norm(block))
+            total[offset] += block.view(-1, *shape[:2]).sum(0)
+        return total.permute(1, 2, 0).reshape(shape), torch.stack(sums).sum()

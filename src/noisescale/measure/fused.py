@@ -1,0 +1,218 @@
+"""Mode ``fused``: a layer's weight gradient is the sum of its per-example ones.
+
+While a step is measured, layers whose per-example gradients have to be formed anyway run with a
+backward pass of our own, which adds them up in place of the ordinary product: the same terms in
+another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from noisescale.measure.kept import hooks_active
+from noisescale.measure.rules.convolution import shifted, weight_part
+from noisescale.measure.rules.parts import Outer, forms_products, total_and_square_sum
+from noisescale.measure.rules.registry import Call
+from noisescale.measure.rules.windows import Windows
+
+_FULL = (torch.float32, torch.float64)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+Report = Callable[[Tensor | None], None]
+"""Takes the sum of squared norms of the weight's per-example gradients; None where the gradient
+will itself be differentiated."""
+
+
+def fusible(layer: nn.Module) -> bool:
+    """Whether the layer's kind has a backward pass of our own."""
+    kind = type(layer)
+    if "forward" in layer.__dict__ or not any(kind.forward is k.forward for k in _KINDS):
+        return False
+    weight = layer._parameters["weight"]
+    if weight is None or not weight.requires_grad or weight.dtype not in _FULL:
+        return False
+    if isinstance(layer, _ConvNd):
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return True
+
+
+_KINDS = (nn.Linear, *_CONVOLUTIONS)
+
+
+def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
+    """Run the layer, or return None where its ordinary way is the better one.
+
+    Args:
+        layer: one that is :func:`fusible`.
+        x: its input, batch first.
+        report: called in the backward pass.
+    """
+    if not torch.is_grad_enabled() or x.dtype not in _FULL or hooks_active():
+        return None
+    if torch.is_autocast_enabled(x.device.type):
+        return None
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    assert weight is not None
+    if isinstance(layer, _ConvNd):
+        # Patches that must be unfolded, and few positions, are for the ordinary way.
+        if x.dim() != len(layer.kernel_size) + 2 or not shifted(layer, x[..., :: layer.stride[-1]]):
+            return None
+        out: Tensor = _Convolution.apply(x, weight, bias, layer, report)  # type: ignore[no-untyped-call]
+        return out
+    length = x[0].numel() // max(1, x.shape[-1])
+    if x.dim() < 3 or not forms_products(length, *weight.shape):
+        return None
+    into: Tensor = _Linear.apply(x, weight, bias, report)  # type: ignore[no-untyped-call]
+    return into
+
+
+class Ticket:
+    """What a fused call tells once its gradient is known.
+
+    Attributes:
+        call: the call, once its gradient came.
+        alone: whether no other call uses the weight; None as long as nobody asks.
+    """
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.alone: bool | None = None
+
+
+class Replacements:
+    """Layers that run fused, from ``install()`` until every handle is removed.
+
+    Args:
+        ready: whether calls are measured at the moment.
+        take: called with the layer's place and the sum of squared norms of its weight.
+        refuse: called with the layer's place when its gradient will be differentiated again.
+    """
+
+    def __init__(
+        self,
+        ready: Callable[[], bool],
+        take: Callable[[int, Tensor], None],
+        refuse: Callable[[int], None],
+    ) -> None:
+        self._ready = ready
+        self._take = take
+        self._refuse = refuse
+        self._tickets: dict[int, Ticket] = {}
+
+    def replace(self, module: nn.Module, place: int) -> Replaced:
+        """Run a layer fused from now on."""
+        ordinary = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._tickets.pop(place, None)
+            if kwargs or len(args) != 1 or not self._ready():
+                return ordinary(*args, **kwargs)
+            ticket = Ticket()
+            out = fused_forward(module, args[0], self._reporter(place, ticket))
+            if out is None:
+                return ordinary(*args)
+            self._tickets[place] = ticket
+            return out
+
+        module.forward = forward
+        return Replaced(module)
+
+    def claim(self, place: int) -> Ticket | None:
+        """Return the ticket of the layer's last call, if it ran fused."""
+        return self._tickets.pop(place, None)
+
+    def _reporter(self, place: int, ticket: Ticket) -> Report:
+        def report(square: Tensor | None) -> None:
+            if square is None:
+                self._refuse(place)
+            elif ticket.alone:
+                self._take(place, square)
+            elif ticket.call is not None:
+                ticket.call.known["weight"] = square
+
+        return report
+
+
+class Replaced:
+    """Handle on a layer whose ``forward`` was replaced."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def remove(self) -> None:
+        """Put the ordinary ``forward`` back."""
+        self._module.__dict__.pop("forward", None)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, report: Report) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.report = report
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = g.flatten(0, -2)
+        if torch.is_grad_enabled():
+            # It will be differentiated again: the ordinary gradient, which can be.
+            gradient = rows.mT @ x.flatten(0, -2)
+            ctx.report(None)
+        else:
+            part = Outer(g.flatten(1, -2), x.flatten(1, -2))
+            gradient, square = total_and_square_sum(part, weight.shape)
+            ctx.report(square)
+        return (
+            g @ weight if ctx.needs_input_grad[0] else None,
+            gradient,
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
+            None,
+        )
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: _ConvNd, report: Report
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.layer, ctx.report = layer, report
+        return layer._conv_forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        layer = ctx.layer
+        wants_input, _, wants_bias = ctx.needs_input_grad[:3]
+        again = torch.is_grad_enabled()
+        # A bias here would make oneDNN compute the weight's gradient along with it.
+        into_input, gradient, _ = torch.ops.aten.convolution_backward(
+            g,
+            x,
+            weight,
+            None,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            False,
+            [0] * len(layer.stride),
+            layer.groups,
+            [wants_input, again, False],
+        )
+        into_bias = g.flatten(2).sum((0, 2)) if wants_bias else None
+        if again:
+            # It will be differentiated again: the ordinary gradient, which can be.
+            ctx.report(None)
+        else:
+            part = weight_part(layer, g, x)
+            assert isinstance(part, Outer | Windows)
+            gradient, square = total_and_square_sum(part, weight.shape)
+            ctx.report(square)
+        return into_input, gradient, into_bias, None, None

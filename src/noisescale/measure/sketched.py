@@ -1,0 +1,76 @@
+"""Mode ``sketch``: squared norms by random signs where the norms themselves are dear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisescale.measure.metric import Euclidean
+from noisescale.measure.rules.parts import Outer, Part, forms_products, square_sum
+from noisescale.measure.rules.windows import Windows
+
+# Output channels from which on one random combination of them is cheaper than all. (assumed)
+_LEAST_OUTER = 8
+
+
+class Sketched(Euclidean):
+    """Plain squares, estimated without bias for weights used at many positions.
+
+    An example's gradient of such a weight is a matrix M (o x i), a sum over positions. With
+    independent random signs r for every example and step, E|r^T M|^2 = |M|_F^2, and r^T M needs
+    o times less work than M. The variance is 2 (|M M^T|_F^2 - sum_a (M M^T)_aa^2), at most
+    2 |M|_F^4, reached where M has rank 1 and many rows; signs are drawn anew at every step, so
+    that the differences between steps, of which intervals are made, hold it too.
+
+    Args:
+        seed: of the signs' own random state.
+
+    Source: Hutchinson 1990 (tr of M M^T by random signs), its variance ibid.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def square_sum(self, index: int, parts: Sequence[Part], shape: torch.Size) -> Tensor:
+        """Return an unbiased estimate of the sum over examples of sum g_i^2."""
+        del index
+        if len(parts) == 1:
+            return square_sum([self._contracted(parts[0])], shape)
+        # Uses of one parameter would need the same signs: they are summed exactly.
+        return square_sum(parts, shape)
+
+    def _contracted(self, part: Part) -> Part:
+        """Replace the output channels of every example by one random combination of them."""
+        if isinstance(part, Outer):
+            _, length, outer = part.left.shape
+            if outer >= _LEAST_OUTER and forms_products(length, outer, part.right.shape[2]):
+                signs = self._signs(len(part.left), outer, part.left)
+                return replace(part, left=torch.bmm(part.left, signs.unsqueeze(2)))
+        if isinstance(part, Windows):
+            n, channels = part.grid.shape[:2]
+            outer = channels // part.groups
+            if outer >= _LEAST_OUTER:
+                flat = part.grid.reshape(n * part.groups, outer, -1)
+                row = torch.bmm(self._signs(len(flat), outer, flat).unsqueeze(1), flat)
+                return replace(part, grid=row.view(n, part.groups, *part.grid.shape[2:]))
+        return part
+
+    def _signs(self, items: int, outer: int, like: Tensor) -> Tensor:
+        drawn = torch.randint(0, 2, (items, outer), generator=self._generator, dtype=torch.int8)
+        return (2 * drawn - 1).to(like.device, like.dtype)
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the record must know of the norm."""
+        return ["per-example norms are sketched: unbiased, their noise is in the interval"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the signs' random state."""
+        return {"signs": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the signs where they were."""
+        self._generator.set_state(state["signs"])
