@@ -23,7 +23,7 @@ DTYPES = st.sampled_from([torch.float64, torch.float32])
 @pytest.fixture(autouse=True)
 def _always_shifted(monkeypatch):
     """Small convolutions too, which would be unfolded."""
-    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_CHANNELS", 1)
+    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_ELEMENTS", 1)
     monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_POSITIONS", 1)
 
 

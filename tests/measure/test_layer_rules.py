@@ -62,7 +62,7 @@ def through(layer, channels, dims, positions):
 def form(request, monkeypatch):
     """Both ways to a convolution's weight, whatever its size would choose."""
     least = 1 if request.param == "shifted" else 10**9
-    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_CHANNELS", least)
+    monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_ELEMENTS", least)
     monkeypatch.setattr("noisescale.measure.rules.parts.LEAST_SHIFTED_POSITIONS", 1)
 
 

@@ -103,6 +103,9 @@ class LayerCalls:
         """The forward pass that runs now."""
         self._last: Forward | None = None
         self._begun: list[Forward] = []
+        self._usual = False
+        """Whether the forward pass that runs has nothing special."""
+        self._trainable = [slot.tensor for slot in inventory.slots]
         self._task = -1
         self._reached = False
         self.second_order = False
@@ -126,6 +129,8 @@ class LayerCalls:
         self.forward = forward
         if forward is not None:
             self._begun.append(forward)
+            tensors = self._trainable
+            self._usual = self.alignment.settled and all(t.requires_grad for t in tensors)
             if not self.alignment.settled:
                 self.alignment.begin(args, kwargs)
 
@@ -152,17 +157,70 @@ class LayerCalls:
         return self._last is not None and in_backward() and hooks_active()
 
     def _hook(self, layer: Layer) -> Callable[..., None]:
+        straight, module = layer.rule.straight, layer.module
+
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if is_dynamo_compiling():
-                return
-            if self.forward is not None:
-                self._see(layer, self.forward, args, kwargs, output)
-            elif self.alignment.probing:
-                self.alignment.note_half(layer.index, tensors_in((args, kwargs)))
-            elif any(t.requires_grad for t in tensors_in(output)):
-                self._unannounced(layer, args, kwargs, output)
+            forward = self.forward
+            # The usual call, on as few lines as possible: between large products every line is
+            # a miss of the processor's cache.
+            if (
+                forward is not None
+                and self._usual
+                and straight is not None
+                and len(args) == 1
+                and not kwargs
+                and isinstance(x := args[0], Tensor)
+                and isinstance(output, Tensor)
+                and output.requires_grad
+                and straight(module, x)
+                and x.shape[0] == output.shape[0] == forward.size
+                and not hooks_active()
+            ):
+                self._see_usual(layer, forward, x, output)
+            elif not is_dynamo_compiling():
+                self._see_any(layer, args, kwargs, output)
 
         return hook
+
+    def _see_usual(self, layer: Layer, forward: Forward, x: Tensor, output: Tensor) -> None:
+        expected = forward.expected
+        for index in layer.slots.values():
+            expected[index] = expected.get(index, 0) + 1
+        ticket, held = self.claim(layer.index), x.detach()
+        once, version = [held], held._version
+
+        def answer(gradient: Tensor) -> None:
+            if forward.over or not self._reaches(layer):
+                return
+            if not once:
+                self._drop(layer, TWICE)
+                return
+            kept = once.pop()
+            if kept._version != version:
+                self._drop(layer, _OVERWRITTEN)
+                return
+            gradients: list[Tensor | None] = [gradient.detach()]
+            call = Call(layer.module, [0], ((), {}), [0], [kept], gradients, {}, ticket)
+            self._complete(layer, forward, call)
+
+        # The hook lives as long as the graph; what it holds is gone once it was used.
+        on_gradient(output, answer)
+
+    def _complete(self, layer: Layer, forward: Forward, call: Call) -> None:
+        try:
+            self._answered(layer, forward, call)
+        except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
+            self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
+
+    def _see_any(
+        self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if self.forward is not None:
+            self._see(layer, self.forward, args, kwargs, output)
+        elif self.alignment.probing:
+            self.alignment.note_half(layer.index, tensors_in((args, kwargs)))
+        elif any(t.requires_grad for t in tensors_in(output)):
+            self._unannounced(layer, args, kwargs, output)
 
     def _unannounced(
         self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -274,11 +332,10 @@ class LayerCalls:
         call, take = once.pop()
         try:
             call.tensors = take()
-            call.gradients = [None if g is None else g.detach() for g in gradients]
-            if layer.pending.get(forward):
-                layer.pending[forward] -= 1
-            self._answered(layer, forward, call)
         except OverwrittenError:
             self._drop(layer, _OVERWRITTEN)
-        except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
-            self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
+            return
+        call.gradients = [None if g is None else g.detach() for g in gradients]
+        if layer.pending.get(forward):
+            layer.pending[forward] -= 1
+        self._complete(layer, forward, call)

@@ -42,8 +42,8 @@ def shifted(layer: _ConvNd, grid: Tensor) -> bool:
     positions = prod(grid.shape[2:])
     return (
         prod(layer.kernel_size) > 1
-        and min(outer, inner) >= _parts.LEAST_SHIFTED_CHANNELS
         and positions >= _parts.LEAST_SHIFTED_POSITIONS
+        and min(outer, inner) * positions >= _parts.LEAST_SHIFTED_ELEMENTS
     )
 
 

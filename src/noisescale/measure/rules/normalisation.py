@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from noisescale.measure.rules.parts import Part, wide
-from noisescale.measure.rules.registry import example_rule, trained
+from noisescale.measure.rules.registry import all_examples, example_rule, trained
 
 # Elements that are normalised again at a time: few enough to stay in the cache (measured).
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
-    del layer, g
-    return len(x) if x.is_cuda else max(1, _CHUNK_ELEMENTS // max(1, x[0].numel()))
+def _weighted(
+    x: Tensor,
+    g: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    over_positions: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Sum g * xhat over the positions of every example."""
+    step = len(x) if x.is_cuda else max(1, _CHUNK_ELEMENTS // max(1, x[0].numel()))
+    found = [
+        over_positions(normalise(x[i : i + step]).mul_(g[i : i + step]))
+        for i in range(0, len(x), step)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _has_rows(layer: nn.Module, x: Tensor) -> bool:
@@ -24,8 +36,8 @@ def _has_rows(layer: nn.Module, x: Tensor) -> bool:
     return x.dim() > len(layer.normalized_shape)
 
 
-@example_rule(nn.LayerNorm, batched=_has_rows, step=_step)
-@example_rule(nn.RMSNorm, batched=_has_rows, step=_step)
+@example_rule(nn.LayerNorm, batched=_has_rows, step=all_examples)
+@example_rule(nn.RMSNorm, batched=_has_rows, step=all_examples)
 def row_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """LayerNorm and RMSNorm: dw_i = sum_t g_it * xhat_it, db_i = sum_t g_it."""
     assert isinstance(layer, nn.LayerNorm | nn.RMSNorm)
@@ -33,23 +45,25 @@ def row_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
     x, g = wide(x), wide(g)
     shape = list(layer.normalized_shape)
-    normalise = F.layer_norm if isinstance(layer, nn.LayerNorm) else F.rms_norm
+    kind = F.layer_norm if isinstance(layer, nn.LayerNorm) else F.rms_norm
+
+    def over_positions(rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), -1, *shape).sum(1)
+
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        hat = normalise(x, shape, eps=eps)
-        found["weight"] = hat.mul_(g).reshape(len(x), -1, *shape).sum(1)
+        found["weight"] = _weighted(x, g, lambda t: kind(t, shape, eps=eps), over_positions)
     if trained(layer, "bias"):
-        found["bias"] = g.reshape(len(x), -1, *shape).sum(1)
+        found["bias"] = over_positions(g)
     return found
 
 
-@example_rule(nn.GroupNorm, step=_step)
+@example_rule(nn.GroupNorm, step=all_examples)
 def group_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """GroupNorm: dw_i = sum_t g_it * xhat_it over the positions of each channel."""
     assert isinstance(layer, nn.GroupNorm)
-    x, g = wide(x), wide(g)
-    hat = F.group_norm(x, layer.num_groups, eps=layer.eps) if trained(layer, "weight") else x
-    return _by_channel(layer, hat, g)
+    groups, eps = layer.num_groups, layer.eps
+    return _by_channel(layer, x, g, lambda t: F.group_norm(t, groups, eps=eps))
 
 
 def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
@@ -65,22 +79,33 @@ def _no_running_statistics(layer: nn.Module) -> str | None:
     return None
 
 
-@example_rule(nn.InstanceNorm1d, batched=_own_statistics, usable=_no_running_statistics, step=_step)
-@example_rule(nn.InstanceNorm2d, batched=_own_statistics, usable=_no_running_statistics, step=_step)
-@example_rule(nn.InstanceNorm3d, batched=_own_statistics, usable=_no_running_statistics, step=_step)
+@example_rule(
+    nn.InstanceNorm1d, batched=_own_statistics, usable=_no_running_statistics, step=all_examples
+)
+@example_rule(
+    nn.InstanceNorm2d, batched=_own_statistics, usable=_no_running_statistics, step=all_examples
+)
+@example_rule(
+    nn.InstanceNorm3d, batched=_own_statistics, usable=_no_running_statistics, step=all_examples
+)
 def instance_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """InstanceNorm by the example's own statistics: dw_i = sum_t g_it * xhat_it."""
     assert isinstance(layer, _InstanceNorm)
+    eps = layer.eps
+    return _by_channel(layer, x, g, lambda t: F.instance_norm(t, eps=eps))
+
+
+def _by_channel(
+    layer: nn.Module, x: Tensor, g: Tensor, normalise: Callable[[Tensor], Tensor]
+) -> dict[str, Part]:
     x, g = wide(x), wide(g)
-    hat = F.instance_norm(x, eps=layer.eps) if trained(layer, "weight") else x
-    return _by_channel(layer, hat, g)
 
+    def over_positions(channels: Tensor) -> Tensor:
+        return channels.flatten(2).sum(2) if channels.dim() > 2 else channels
 
-def _by_channel(layer: nn.Module, hat: Tensor, g: Tensor) -> dict[str, Part]:
     found: dict[str, Part] = {}
     if trained(layer, "weight"):
-        weighted = hat.mul_(g)
-        found["weight"] = weighted.flatten(2).sum(2) if g.dim() > 2 else weighted
+        found["weight"] = _weighted(x, g, normalise, over_positions)
     if trained(layer, "bias"):
-        found["bias"] = g.flatten(2).sum(2) if g.dim() > 2 else g
+        found["bias"] = over_positions(g)
     return found

@@ -26,10 +26,10 @@ CHUNK_ELEMENTS = 1 << 21
 # as fast as smaller ones (measured).
 PRODUCT_ELEMENTS = 1 << 19
 
-# Convolutions with fewer channels or positions are unfolded. (measured by
+# Convolutions with fewer positions, or positions times channels, are unfolded. (measured by
 # benchmarks/cost_model.py: mean regret 1.01)
-LEAST_SHIFTED_CHANNELS = 4
-LEAST_SHIFTED_POSITIONS = 64
+LEAST_SHIFTED_ELEMENTS = 1024
+LEAST_SHIFTED_POSITIONS = 32
 
 # torch's norm on a CPU adds up in one pass: over more elements than this it loses more than
 # 3e-6 in float32, where a sum by halves does not. (measured)

@@ -21,7 +21,7 @@ MORE_INPUTS = "it was called with more than its input"
 Dims = list[int | None]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One call of a layer in one forward pass.
 
@@ -90,6 +90,8 @@ class Rule:
         usable: why a layer of this kind cannot be measured, or None.
         norms: a faster way to the squared norms of a single call.
         repeats: whether it needs the arguments of the call again.
+        straight: for layers that map one tensor to one, both batch first: whether an input has
+            enough dimensions for one of them to be the batch.
     """
 
     parts: Callable[[Call, slice], Mapping[str, Part]]
@@ -100,6 +102,7 @@ class Rule:
     usable: Callable[[nn.Module], str | None]
     norms: NormsFunction | None = None
     repeats: bool = False
+    straight: Callable[[nn.Module, Tensor], bool] | None = None
 
 
 RULES: dict[type[nn.Module], Rule] = {}
@@ -168,6 +171,7 @@ def example_rule(
             own_parameters,
             usable,
             norms,
+            straight=batched,
         )
         return gradients
 

@@ -68,7 +68,7 @@ def lone_square_sums(
                 for key, norm in norms.items()
                 if key in slots
             }
-    if not metric.plain and rule.step(call) >= call.size:
+    if rule.step(call) >= call.size:
         examples = metric.sample(call.size)
         call = call if examples is None else call.take(examples)
         return {

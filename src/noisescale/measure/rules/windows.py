@@ -21,7 +21,7 @@ from noisescale.measure.rules.scratch import buffers
 from noisescale.measure.squares import squared_norm
 
 # Elements that are laid out at a time. (measured)
-LAID_OUT = 1 << 20
+LAID_OUT = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
