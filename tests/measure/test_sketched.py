@@ -31,20 +31,28 @@ def parts():
     grid, signal = torch.randn(3, 8, 4, 4).double(), torch.randn(3, 5, 6, 6).double()
     ones = (1, 1)
     shifted = Windows(grid, signal, (3, 3), ones, ones, (0, 0))
+    grid, signal = torch.randn(3, 16, 3, 5).double(), torch.randn(3, 4, 5, 4).double()
+    padded = Windows(grid, signal, (3, 2), ones, (2, 1), (1, 1), groups=2)
+    grid, signal = torch.randn(3, 8, 3, 2).double(), torch.randn(3, 5, 6, 4).double()
+    strided = Windows(grid, signal, (3, 2), (2, 2), ones, (1, 0))
     return {
         "low rank": (low_rank, torch.Size([9, 7])),
         "full rank": (full, torch.Size([9, 9])),
         "groups": (blocks, torch.Size([16, 9])),
         "convolution": (shifted, torch.Size([8, 5, 3, 3])),
+        "padding": (padded, torch.Size([16, 2, 3, 2])),
+        "stride": (strided, torch.Size([8, 5, 3, 2])),
     }
 
 
-@pytest.mark.parametrize("name", ["low rank", "full rank", "groups", "convolution"])
+@pytest.mark.parametrize(
+    "name", ["low rank", "full rank", "groups", "convolution", "padding", "stride"]
+)
 def test_unbiased_with_the_stated_variance(name):
     part, shape = parts()[name]
     gradients = sum_of([part], shape)
-    if name == "groups":
-        gradients = gradients.view(6, 8, 9)
+    if part.groups == 2:
+        gradients = gradients.reshape(6, 8, *gradients.shape[2:])
     gradients = gradients.flatten(2)
     metric = Sketched(seed=1)
     drawn = torch.stack([metric.square_sum(0, [part], shape) for _ in range(DRAWS)])

@@ -203,7 +203,7 @@ def test_windows_are_used_by_some_convolution():
     source = ExamplesSource(layer, Inventory(layer), metric=Spy([torch.ones(4, 4, 3, 3), *[0] * 1]))
     source.inventory.drop(1, "not needed")
     source.open()
-    layer(torch.randn(3, 4, 9, 9)).sum().backward()
+    layer(torch.randn(3, 4, 17, 17)).sum().backward()
     source.close()
     source.detach()
     assert Windows in seen

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisescale.measure.rules.scratch import buffers
 from noisescale.measure.rules.windows import Windows
-from noisescale.measure.squares import inner_product, squared_norm
+from noisescale.measure.squares import squared_norm
 
 # Elements of one unfolded or materialised buffer. (measured on one CPU core: of 2^16 to 2^25,
 # convolutions of 32 and 64 channels at 14x14 and 28x28 are fastest, or within noise of it, at
@@ -24,7 +24,7 @@ CHUNK_ELEMENTS = 1 << 21
 
 # Elements of products that are squared while they are in the processor's cache: largest that is
 # as fast as smaller ones (measured).
-PRODUCT_ELEMENTS = 1 << 19
+PRODUCT_ELEMENTS = 1 << 20
 
 # Convolutions with fewer positions, or positions times channels, are unfolded. (measured by
 # benchmarks/cost_model.py: mean regret 1.01)
@@ -106,6 +106,8 @@ def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
 
 def product_form(left: Tensor, right: Tensor) -> Tensor:
     """:func:`product_square_sum` by way of the products."""
+    # Products are faster with the longer side last. (measured)
+    left, right = (left, right) if left.shape[2] <= right.shape[2] else (right, left)
     return _added([squared_norm(product) for product in _products(left, right)])
 
 
@@ -138,17 +140,27 @@ def total_and_square_sum(part: Outer | Windows, shape: torch.Size) -> tuple[Tens
     """Return :func:`total` and :func:`square_sum`, forming every product once."""
     if isinstance(part, Windows):
         return part.total_and_square_sum(shape)
-    total = part.left.new_zeros(part.groups, part.left.shape[2], part.right.shape[2])
-    sums = []
+    total = part.left.new_empty(part.groups, part.left.shape[2], part.right.shape[2])
+    partial: Tensor | None = None
+    sums: list[Tensor] = []
     for product in _products(part.left, part.right, part.groups):
+        several = product.view(-1, *total.shape)
+        if not sums:
+            torch.sum(several, 0, out=total)
+        else:
+            partial = torch.empty_like(total) if partial is None else partial
+            total += torch.sum(several, 0, out=partial)
         sums.append(squared_norm(product))
-        total += product.view(-1, *total.shape).sum(0)
     return total.view(shape), _added(sums)
 
 
 def _gram_inner(left: Tensor, right: Tensor) -> Tensor:
-    one, other = (torch.bmm(t, t.mT).view(-1) for t in (left, right))
-    return inner_product(one, other)
+    items, length, _ = left.shape
+    shape = (items, length, length)
+    with buffers(left, shape, shape) as (one, other):
+        torch.bmm(left, left.mT, out=one)
+        torch.bmm(right, right.mT, out=other)
+        return one.mul_(other).sum()
 
 
 def _added(sums: list[Tensor]) -> Tensor:
@@ -292,7 +304,8 @@ def _rows_square_sum(part: Rows) -> Tensor:
     del examples
     if length == 1:
         return squared_norm(rows)
-    if length <= width:
+    if rows.is_cuda and length <= width:
+        # Sorting would make the host wait.
         return (torch.bmm(rows, rows.mT) * _same(ids, ids)).sum()
     pairs, where = torch.unique(ids + _numbers(ids).unsqueeze(1) * part.count, return_inverse=True)
     sums = rows.new_zeros(len(pairs), width)
