@@ -81,7 +81,7 @@ def convolved(channels_in: int, channels_out: int, side: int) -> dict[str, objec
 
     with torch.no_grad():
         times = best({"shifted": lambda: form(True), "unfolded": lambda: form(False)})
-        chosen = "shifted" if convolution.shifted(layer, g) else "unfolded"
+        chosen = "shifted" if convolution.shifted(layer, side**2) else "unfolded"
     name = f"conv 3x3 {channels_in}-{channels_out} at {side}x{side}"
     return {
         "layer": name,

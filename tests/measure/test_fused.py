@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,6 +174,33 @@ def test_it_runs_fused_on_measured_steps_only(monkeypatch):
     assert counts == [0, 0, 0, 1, 1, 1, 2], "the first measured step checks the rule"
     meter.detach()
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", ["exact", "fused", "sketch"])
+def test_a_copy_of_the_model_is_a_model_of_its_own(mode):
+    """Copies (averaged weights, target networks) made at any time, trained beside the original."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    traces, copies = [], []
+    for with_copy in (False, True):
+        meter = NoiseMeter(model, mode=mode)
+        for _ in range(4):
+            if with_copy:
+                copies = [copy.deepcopy(model)]
+                with torch.no_grad():
+                    copies[0][0].weight.zero_()
+                    copies[0][0].bias.zero_()
+                own = copies[0](x).detach()
+                assert torch.equal(own, own[:1, :1].expand_as(own)), "its own weights"
+            model.zero_grad()
+            model(x).square().mean().backward()
+            for other in copies:
+                other(x).square().mean().backward()
+            meter.close_step()
+        traces.append(meter.history.trace_cov.tolist())
+        meter.detach()
+    assert traces[0] == traces[1]
 
 
 def test_training_is_the_same_up_to_rounding():

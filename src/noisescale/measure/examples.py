@@ -77,13 +77,11 @@ class ExamplesSource(GradientSource):
         for index in seen & self._account.unchecked:
             parameter = self.inventory.slots[index].tensor
             self._checks.append(on_gradient(parameter, self._account.hook(index)))
-
         if self._mode == "fused" and self.metric.plain:
-            self._handles += [
-                self._fused.replace(layer.module, layer.index)
-                for layer in self._calls.layers
-                if layer.slots.get("weight") in seen and fusible(layer.module)
-            ]
+            for layer in self._calls.layers:
+                if layer.slots.get("weight") in seen and fusible(layer.module):
+                    self._fused.add(layer.module, layer.index)
+            self._handles.append(self._fused)
 
     def _runs_fused(self) -> bool:
         calls = self._calls
@@ -109,12 +107,17 @@ class ExamplesSource(GradientSource):
         if is_dynamo_compiling() or self._calls.repeating:
             return
         super()._enter(model, args, kwargs)
+        if model is not self._root:
+            return
         self._calls.begin(self._forward, args, kwargs)
+        if self._forward is not None:
+            self._fused.begin()
 
     def _finish_forward(
         self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         del output
+        self._fused.end()
         self._calls.finish(forward, args, kwargs)
 
     def _mixing_hook(self, name: str) -> Callable[..., None]:
@@ -198,6 +201,7 @@ class ExamplesSource(GradientSource):
         self._mixing = ""
         self._account.clear()
         self._calls.forget()
+        self._fused.end()
 
     def _close(self) -> StepNorms | Refused:
         if self._mixing:

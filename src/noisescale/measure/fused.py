@@ -8,6 +8,7 @@ another order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
     assert weight is not None
     if isinstance(layer, _ConvNd):
         # Patches that must be unfolded, and few positions, are for the ordinary way.
-        if x.dim() != len(layer.kernel_size) + 2 or not shifted(layer, x[..., :: layer.stride[-1]]):
+        if x.dim() != len(layer.kernel_size) + 2 or not shifted(layer, _positions(layer, x)):
             return None
         out: Tensor = _Convolution.apply(x, weight, bias, layer, report)  # type: ignore[no-untyped-call]
         return out
@@ -70,6 +71,15 @@ def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
         return None
     into: Tensor = _Linear.apply(x, weight, bias, report)  # type: ignore[no-untyped-call]
     return into
+
+
+def _positions(layer: _ConvNd, x: Tensor) -> int:
+    """Number of positions of the output."""
+    assert not isinstance(layer.padding, str)
+    sizes = zip(x.shape[2:], layer.kernel_size, layer.dilation, strict=True)
+    rooms = [n - d * (k - 1) - 1 for n, k, d in sizes]
+    moves = zip(rooms, layer.padding, layer.stride, strict=True)
+    return prod((room + 2 * p) // s + 1 for room, p, s in moves)
 
 
 class Ticket:
@@ -86,7 +96,7 @@ class Ticket:
 
 
 class Replacements:
-    """Layers that run fused, from ``install()`` until every handle is removed.
+    """Layers that run fused while the model's own forward pass runs.
 
     Args:
         ready: whether calls are measured at the moment.
@@ -104,24 +114,41 @@ class Replacements:
         self._take = take
         self._refuse = refuse
         self._tickets: dict[int, Ticket] = {}
+        self._forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
 
-    def replace(self, module: nn.Module, place: int) -> Replaced:
-        """Run a layer fused from now on."""
-        ordinary = module.forward
+    def add(self, module: nn.Module, place: int) -> None:
+        """Run a layer fused in measured forward passes of the model."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._tickets.pop(place, None)
+            ordinary = type(module).forward
             if kwargs or len(args) != 1 or not self._ready():
-                return ordinary(*args, **kwargs)
+                return ordinary(module, *args, **kwargs)
             ticket = Ticket()
             out = fused_forward(module, args[0], self._reporter(place, ticket))
             if out is None:
-                return ordinary(*args)
+                return ordinary(module, *args)
             self._tickets[place] = ticket
             return out
 
-        module.forward = forward
-        return Replaced(module)
+        self._forwards.append((module, forward))
+
+    def begin(self) -> None:
+        """A forward pass of the model starts: the layers run fused."""
+        # Not longer than that: a copy of a module would run the original's forward.
+        for module, forward in self._forwards:
+            module.__dict__["forward"] = forward
+
+    def end(self) -> None:
+        """It ended, or failed: the layers run as they are."""
+        for module, _ in self._forwards:
+            module.__dict__.pop("forward", None)
+
+    def remove(self) -> None:
+        """Forget every layer."""
+        self.end()
+        self._forwards.clear()
+        self._tickets.clear()
 
     def claim(self, place: int) -> Ticket | None:
         """Return the ticket of the layer's last call, if it ran fused."""
@@ -137,17 +164,6 @@ class Replacements:
                 ticket.call.known["weight"] = square
 
         return report
-
-
-class Replaced:
-    """Handle on a layer whose ``forward`` was replaced."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def remove(self) -> None:
-        """Put the ordinary ``forward`` back."""
-        self._module.__dict__.pop("forward", None)
 
 
 class _Linear(torch.autograd.Function):

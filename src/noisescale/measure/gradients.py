@@ -259,9 +259,17 @@ class GradientSource(abc.ABC):
     def _clear(self) -> None: ...
 
     def _install(self) -> None:
+        # Functions, not methods: a deep copy of the model would copy a method's object with it.
         self._handles += [
-            self._root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
-            self._root.register_forward_hook(self._leave, with_kwargs=True),
+            self._root.register_forward_pre_hook(
+                lambda model, args, kwargs: self._enter(model, args, kwargs),
+                with_kwargs=True,
+                prepend=True,
+            ),
+            self._root.register_forward_hook(
+                lambda model, args, kwargs, output: self._leave(model, args, kwargs, output),
+                with_kwargs=True,
+            ),
         ]
         for index in self.inventory.seen:
             parameter = self.inventory.slots[index].tensor
@@ -297,7 +305,8 @@ class GradientSource(abc.ABC):
         self._clear()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_dynamo_compiling():
+        # A copy of the model carries the hooks along.
+        if is_dynamo_compiling() or model is not self._root:
             return
         self._forward = None
         if not torch.is_grad_enabled() or not self._watching:
@@ -312,8 +321,7 @@ class GradientSource(abc.ABC):
     def _leave(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        del model
-        if not is_dynamo_compiling() and self._forward is not None:
+        if not is_dynamo_compiling() and self._forward is not None and model is self._root:
             # Calls of submodules outside the model's own forward belong to no batch.
             forward, self._forward = self._forward, None
             self._finish_forward(forward, args, kwargs, output)

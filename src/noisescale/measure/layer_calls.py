@@ -159,7 +159,9 @@ class LayerCalls:
     def _hook(self, layer: Layer) -> Callable[..., None]:
         straight, module = layer.rule.straight, layer.module
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(
+            called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             forward = self.forward
             # The usual call, on as few lines as possible: between large products every line is
             # a miss of the processor's cache.
@@ -167,6 +169,7 @@ class LayerCalls:
                 forward is not None
                 and self._usual
                 and straight is not None
+                and called is module
                 and len(args) == 1
                 and not kwargs
                 and isinstance(x := args[0], Tensor)
@@ -177,7 +180,8 @@ class LayerCalls:
                 and not hooks_active()
             ):
                 self._see_usual(layer, forward, x, output)
-            elif not is_dynamo_compiling():
+            elif called is module and not is_dynamo_compiling():
+                # (A copy of the model carries the hooks along.)
                 self._see_any(layer, args, kwargs, output)
 
         return hook

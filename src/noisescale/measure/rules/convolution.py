@@ -25,7 +25,7 @@ def _step(layer: nn.Module, x: Tensor, g: Tensor) -> int:
     assert isinstance(layer, _ConvNd)
     if isinstance(layer, _ConvTransposeNd):
         x, g = g, x
-    return max(1, len(x)) if shifted(layer, g) else unfolded_step(layer, g)
+    return max(1, len(x)) if shifted(layer, prod(g.shape[2:])) else unfolded_step(layer, g)
 
 
 def unfolded_step(layer: _ConvNd, g: Tensor) -> int:
@@ -34,14 +34,14 @@ def unfolded_step(layer: _ConvNd, g: Tensor) -> int:
     return max(1, _parts.CHUNK_ELEMENTS // max(1, per_example))
 
 
-def shifted(layer: _ConvNd, grid: Tensor) -> bool:
+def shifted(layer: _ConvNd, positions: int) -> bool:
     """Whether products with shifted inputs are cheaper than unfolded patches."""
     outer, inner = layer.weight.shape[:2]
     if isinstance(layer, _ConvTransposeNd):
         outer //= layer.groups
-    positions = prod(grid.shape[2:])
+    overlaps = any(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
     return (
-        prod(layer.kernel_size) > 1
+        overlaps
         and positions >= _parts.LEAST_SHIFTED_POSITIONS
         and min(outer, inner) * positions >= _parts.LEAST_SHIFTED_ELEMENTS
     )
@@ -89,7 +89,7 @@ def weight_part(layer: _ConvNd, grid: Tensor, signal: Tensor, *, shift: bool | N
         signal: the input, or a transposed convolution's output's gradient.
         shift: whether by shifted products rather than unfolded patches; default: the cheaper.
     """
-    if not (shifted(layer, grid) if shift is None else shift):
+    if not (shifted(layer, prod(grid.shape[2:])) if shift is None else shift):
         return _outer(layer, grid, _patches(layer, signal, grid.shape[2:]))
     before = list(reversed(_pad_widths(layer)[::2]))
     if layer.padding_mode != "zeros" and any(before):
