@@ -27,7 +27,7 @@ from noisescale.measure.second_moments import (
     second_moment,
     too_few,
 )
-from noisescale.measure.squares import inner_product, squared_norm
+from noisescale.measure.squares import squared_norm
 
 AT_MOST = 128
 """Examples per layer and step whose weighted squares are taken, drawn at random. A few of many
@@ -170,7 +170,7 @@ class AdamMetric(Metric):
         flat = wide(g.to_dense() if g.is_sparse else g).reshape(-1)
         with buffers(flat, (flat.numel(),)) as (squares,):
             torch.mul(flat, flat, out=squares)
-            return inner_product(squares, weight.view(-1)) * factor
+            return squares.mul_(weight.view(-1)).sum() * factor
 
     def square_sum(self, index: int, parts: Sequence[Part], shape: torch.Size) -> Tensor:
         """Return the sum over the examples of sum_j g_ij^2 / D_j^power."""

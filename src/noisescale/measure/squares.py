@@ -47,8 +47,3 @@ def _unusual(g: Tensor) -> Tensor:
         return norm.square()
     flat = g.reshape(-1)
     return _summed(flat if g.dtype in _FULL else flat.float())
-
-
-def inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of the products of two flat tensors, to the same precision."""
-    return torch.dot(one, other) if one.numel() <= _DOT_LENGTH else (one * other).sum()

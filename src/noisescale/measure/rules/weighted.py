@@ -16,7 +16,6 @@ from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Outer, Part, Rows, chunks, merged
 from noisescale.measure.rules.scratch import buffers
 from noisescale.measure.rules.windows import Windows
-from noisescale.measure.squares import inner_product
 
 
 def weighted_square_sum(parts: Sequence[Part], shape: torch.Size, weight: Tensor) -> Tensor:
@@ -38,11 +37,10 @@ def weighted_square_sum(parts: Sequence[Part], shape: torch.Size, weight: Tensor
     parts = merged(parts)
     if len(parts) == 1 and _one_position(parts[0]):
         left, right, table = _squared_sides(parts[0], weight)
-        return inner_product(torch.matmul(left, table).reshape(-1), right.reshape(-1))
+        return torch.matmul(left, table).mul_(right).sum()
     if len(parts) == 1 and isinstance(parts[0], Rows):
         ids, squares = _row_squares(parts[0])
-        rows = weight.view(parts[0].count, -1)[ids]
-        return inner_product(squares.reshape(-1), rows.reshape(-1))
+        return squares.mul_(weight.view(parts[0].count, -1)[ids]).sum()
     table = _table(parts, weight)
     sums = [torch.mv(squares, table[k]).sum() for k, squares in _squares(parts, shape)]
     return torch.stack(sums).sum()
