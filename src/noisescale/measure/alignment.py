@@ -13,7 +13,7 @@ from noisescale.measure.gradients import tensors_in
 from noisescale.measure.rules.registry import NOT_BATCHED, Dims, replaced
 from noisescale.measure.untouched import untouched
 
-_UNCERTAIN = "whether its input starts with the batch dimension could not be told"
+UNCERTAIN = "whether its input starts with the batch dimension could not be told"
 
 
 class Alignment:
@@ -83,7 +83,7 @@ class Alignment:
                 cut_args, cut_kwargs = _first_rows((args, kwargs), size, half)
                 self._model(*cut_args, **cut_kwargs)
         except Exception:  # noqa: BLE001 - a model that cannot run on half a batch says nothing
-            return {i: _UNCERTAIN for i, calls in self._doubts.items() if any(calls)}
+            return {i: UNCERTAIN for i, calls in self._doubts.items() if any(calls)}
         finally:
             self.probing = False
         return {i: NOT_BATCHED for i in self._doubts if not all(self._kept.get(i, []))}

@@ -26,11 +26,13 @@ from noisescale.measure.gradients import (
     StepNorms,
     on_gradient,
 )
+from noisescale.measure.kept import transformed
 from noisescale.measure.layer_calls import TWICE, Layer, LayerCalls
 from noisescale.measure.rules.account import Account
 from noisescale.measure.rules.registry import Call, Rule
 from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
 
+_STALE = "a backward pass went through a forward pass of an earlier step"
 _OUTSIDE = "its gradient does not come from calls of its module alone"
 
 _SECOND_ORDER = (
@@ -82,10 +84,16 @@ class ExamplesSource(GradientSource):
                 if layer.slots.get("weight") in seen and fusible(layer.module):
                     self._fused.add(layer.module, layer.index)
             self._handles.append(self._fused)
+            # A forward pass that fails has no other end.
+            self._handles.append(
+                self._root.register_forward_hook(lambda *_: self._fused.end(), always_call=True)
+            )
 
-    def _runs_fused(self) -> bool:
+    def _runs_fused(self, place: int) -> bool:
         calls = self._calls
-        return calls.forward is not None and calls.alignment.settled and not self._checks
+        if calls.forward is None or not calls.alignment.settled or self._checks or transformed():
+            return False
+        return calls.layers[place].slots["weight"] in self.inventory.seen
 
     def _take(self, place: int, square: Tensor) -> None:
         self._found.append({self._calls.layers[place].slots["weight"]: square})
@@ -214,6 +222,8 @@ class ExamplesSource(GradientSource):
             return self._no_forward()
         if self._calls.second_order:
             return Refused(_SECOND_ORDER)
+        if self._calls.stale:
+            return Refused(_STALE)
         self._settle()
         for forward in self._fired:
             if forward.waiting:

@@ -33,8 +33,11 @@ will itself be differentiated."""
 def fusible(layer: nn.Module) -> bool:
     """Whether the layer's kind has a backward pass of our own."""
     kind = type(layer)
-    if "forward" in layer.__dict__ or not any(kind.forward is k.forward for k in _KINDS):
+    known = next((k for k in _KINDS if kind.forward is k.forward), None)
+    if known is None or "forward" in layer.__dict__:
         return False
+    if getattr(kind, "_conv_forward", None) is not getattr(known, "_conv_forward", None):
+        return False  # weights that are standardised or masked on their way
     weight = layer._parameters["weight"]
     if weight is None or not weight.requires_grad or weight.dtype not in _FULL:
         return False
@@ -54,7 +57,7 @@ def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
         x: its input, batch first.
         report: called in the backward pass.
     """
-    if not torch.is_grad_enabled() or x.dtype not in _FULL or hooks_active():
+    if not torch.is_grad_enabled() or x.dtype not in _FULL or hooks_active() or not x.numel():
         return None
     if torch.is_autocast_enabled(x.device.type):
         return None
@@ -99,14 +102,14 @@ class Replacements:
     """Layers that run fused while the model's own forward pass runs.
 
     Args:
-        ready: whether calls are measured at the moment.
+        ready: whether calls of the layer at this place are measured at the moment.
         take: called with the layer's place and the sum of squared norms of its weight.
         refuse: called with the layer's place when its gradient will be differentiated again.
     """
 
     def __init__(
         self,
-        ready: Callable[[], bool],
+        ready: Callable[[int], bool],
         take: Callable[[int, Tensor], None],
         refuse: Callable[[int], None],
     ) -> None:
@@ -122,7 +125,7 @@ class Replacements:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._tickets.pop(place, None)
             ordinary = type(module).forward
-            if kwargs or len(args) != 1 or not self._ready():
+            if kwargs or len(args) != 1 or not self._ready(place):
                 return ordinary(module, *args, **kwargs)
             ticket = Ticket()
             out = fused_forward(module, args[0], self._reporter(place, ticket))
@@ -137,12 +140,13 @@ class Replacements:
         """A forward pass of the model starts: the layers run fused."""
         # Not longer than that: a copy of a module would run the original's forward.
         for module, forward in self._forwards:
-            module.__dict__["forward"] = forward
+            module.__dict__.setdefault("forward", forward)
 
     def end(self) -> None:
         """It ended, or failed: the layers run as they are."""
-        for module, _ in self._forwards:
-            module.__dict__.pop("forward", None)
+        for module, forward in self._forwards:
+            if module.__dict__.get("forward") is forward:
+                del module.__dict__["forward"]
 
     def remove(self) -> None:
         """Forget every layer."""
@@ -156,9 +160,11 @@ class Replacements:
 
     def _reporter(self, place: int, ticket: Ticket) -> Report:
         def report(square: Tensor | None) -> None:
+            # Once only: the graph may be differentiated again when its step is over.
+            alone, ticket.alone = ticket.alone, None
             if square is None:
                 self._refuse(place)
-            elif ticket.alone:
+            elif alone:
                 self._take(place, square)
             elif ticket.call is not None:
                 ticket.call.known["weight"] = square
@@ -169,8 +175,9 @@ class Replacements:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, report: Report) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.report = report
+        # As autograd does: a weight that no input's gradient needs may change meanwhile.
+        ctx.save_for_backward(x, weight if ctx.needs_input_grad[0] else None)
+        ctx.shape, ctx.report = weight.shape, report
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -183,7 +190,7 @@ class _Linear(torch.autograd.Function):
             ctx.report(None)
         else:
             part = Outer(g.flatten(1, -2), x.flatten(1, -2))
-            gradient, square = total_and_square_sum(part, weight.shape)
+            gradient, square = total_and_square_sum(part, ctx.shape)
             ctx.report(square)
         return (
             g @ weight if ctx.needs_input_grad[0] else None,

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from noisescale.measure.attached import Attached
 from noisescale.measure.compiled import Uncompiled, plain
 from noisescale.measure.inventory import Inventory as Inventory
+from noisescale.measure.kept import transformed
 from noisescale.measure.leftovers import Leftovers
 from noisescale.measure.metric import Euclidean, Metric
 
@@ -309,6 +310,8 @@ class GradientSource(abc.ABC):
         if is_dynamo_compiling() or model is not self._root:
             return
         self._forward = None
+        if transformed():
+            return
         if not torch.is_grad_enabled() or not self._watching:
             return
         if not (model.training or self._any_mode):
@@ -316,7 +319,11 @@ class GradientSource(abc.ABC):
             return
         self._discard_abandoned()
         self._forwards += 1
-        self._forward = Forward(int(self._batch_size_of(args, kwargs)), self._window)
+        size = int(self._batch_size_of(args, kwargs))
+        if size < 1:
+            self._refusal = "a forward pass over no examples"
+            return
+        self._forward = Forward(size, self._window)
 
     def _leave(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -71,6 +71,11 @@ def recomputing() -> bool:
     return hooks is not None and "_recomputation_hook" in getattr(hooks[0], "__qualname__", "")
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func runs: its passes are not the training's."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread: a forward pass now is a repetition."""
     return bool(torch._C._current_graph_task_id() != -1)

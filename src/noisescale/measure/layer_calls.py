@@ -12,7 +12,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
-from noisescale.measure.alignment import Alignment
+from noisescale.measure.alignment import UNCERTAIN, Alignment
 from noisescale.measure.example_rules import Rule, rule_for
 from noisescale.measure.gradients import Forward, Inventory, on_gradient, tensors_in
 from noisescale.measure.kept import (
@@ -23,6 +23,7 @@ from noisescale.measure.kept import (
     keep,
     receives,
     recomputing,
+    transformed,
 )
 from noisescale.measure.rules.registry import Call, without_tensors
 
@@ -110,6 +111,10 @@ class LayerCalls:
         self._reached = False
         self.second_order = False
         """Whether a backward pass of the step was to be differentiated itself."""
+        self.stale = False
+        """Whether one went through a forward pass of an earlier step."""
+        self._known: set[int] = set()
+        """Layers whose inputs were looked at."""
         self._inventory = inventory
         self._answered = answered
         self._drop = drop
@@ -144,7 +149,7 @@ class LayerCalls:
     def forget(self) -> None:
         """Drop the calls of the step."""
         self.forward = self._last = None
-        self.second_order = False
+        self.second_order = self.stale = False
         for forward in self._begun:
             forward.over = True
         self._begun.clear()
@@ -165,9 +170,12 @@ class LayerCalls:
             forward = self.forward
             # The usual call, on as few lines as possible: between large products every line is
             # a miss of the processor's cache.
+            if transformed():
+                return
             if (
                 forward is not None
                 and self._usual
+                and layer.index in self._known
                 and straight is not None
                 and called is module
                 and len(args) == 1
@@ -194,7 +202,7 @@ class LayerCalls:
         once, version = [held], held._version
 
         def answer(gradient: Tensor) -> None:
-            if forward.over or not self._reaches(layer):
+            if self._ignored(layer, forward):
                 return
             if not once:
                 self._drop(layer, TWICE)
@@ -262,7 +270,14 @@ class LayerCalls:
             self._drop(layer, dims)
             return
         if not self.alignment.settled:
+            self._known.add(layer.index)
             self.alignment.note(layer.index, forward.size, tensors, dims)
+        elif layer.index not in self._known:
+            # Half a batch ran without it: what is doubtful stays so.
+            if any(list(t.shape).count(forward.size) > 1 for t in tensors):
+                self._drop(layer, UNCERTAIN)
+                return
+            self._known.add(layer.index)
         if take is None:
             return
         out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
@@ -311,6 +326,13 @@ class LayerCalls:
 
         register_multi_grad_hook([outputs[i] for i in live], answer)
 
+    def _ignored(self, layer: Layer, forward: Forward) -> bool:
+        """Whether a gradient is none of this step's forward passes'."""
+        if not self._reaches(layer):
+            return True
+        self.stale |= forward.over
+        return forward.over
+
     def _reaches(self, layer: Layer) -> bool:
         """Whether this backward pass goes on to the parameters, and not to the inputs alone."""
         task = torch._C._current_graph_task_id()
@@ -328,7 +350,7 @@ class LayerCalls:
         once: list[tuple[Call, Take]],
         gradients: Sequence[Tensor | None],
     ) -> None:
-        if forward.over or not self._reaches(layer):
+        if self._ignored(layer, forward):
             return
         if not once:
             self._drop(layer, TWICE)

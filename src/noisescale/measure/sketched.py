@@ -80,7 +80,8 @@ class Sketched(Euclidean):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the signs where they were."""
-        self._generator.set_state(state["signs"])
+        if "signs" in state:
+            self._generator.set_state(state["signs"].cpu())
 
 
 def _one_channel(part: Windows, grid: Tensor) -> Outer:
@@ -99,9 +100,11 @@ def _one_channel(part: Windows, grid: Tensor) -> Outer:
     # Position q of the signal meets position q + padding - k dilation of the grid.
     last = [(part.kernel[i] - 1) * part.dilation[i] for i in dims]
     padded = grid.new_zeros(n, groups, *(extent[i] + last[i] for i in dims))
-    inside = [slice(last[i] - part.padding[i], None) for i in dims]
-    taken = [slice(0, padded.shape[2 + i] - last[i] + part.padding[i]) for i in dims]
+    inside = [slice(max(0, last[i] - part.padding[i]), None) for i in dims]
     room = padded[(slice(None), slice(None), *inside)]
+    # Positions that see padding alone have no part in it.
+    first = [max(0, part.padding[i] - last[i]) for i in dims]
+    taken = [slice(f, f + n) for f, n in zip(first, room.shape[2:], strict=True)]
     given = grid[(slice(None), slice(None), *taken)]
     room[(slice(None), slice(None), *(slice(0, s) for s in given.shape[2:]))] = given
     offsets = list(itertools.product(*(range(k) for k in part.kernel)))

@@ -35,7 +35,8 @@ def buffers(like: Tensor, *shapes: tuple[int, ...]) -> Iterator[list[Tensor]]:
     sizes = [prod(shape) for shape in shapes]
     # Rounded up to cache lines, so that no two tensors share one.
     room = [-(-size // 16) * 16 for size in sizes]
-    flat = None if like.is_cuda else _kept.free.pop(like.dtype, None)
+    kept = like.device.type == "cpu" and type(like) is Tensor
+    flat = _kept.free.pop(like.dtype, None) if kept else None
     if flat is None or flat.numel() < sum(room):
         flat = like.new_empty(sum(room))
     try:
@@ -44,7 +45,7 @@ def buffers(like: Tensor, *shapes: tuple[int, ...]) -> Iterator[list[Tensor]]:
             part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)
         ]
     finally:
-        if flat.device.type == "cpu" and flat.numel() <= _LARGEST:
+        if kept and flat.numel() <= _LARGEST:
             _kept.free[like.dtype] = flat
 
 

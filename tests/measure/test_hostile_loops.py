@@ -1,0 +1,191 @@
+"""Loops that a meter must survive, with the right number or none."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from noisescale import NoiseMeter, Outcome
+from noisescale.measure.fused import fusible
+
+MODES = ("exact", "fused", "sketch")
+
+
+def layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+
+
+def steps(model, meter, batches):
+    for x in batches:
+        model.zero_grad()
+        model(x).square().mean().backward()
+        meter.close_step()
+
+
+class Standardised(nn.Conv2d):
+    """A weight that is changed on its way."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_convolution_that_changes_its_weight_trains_as_it_would(mode):
+    weights = []
+    for measured in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(Standardised(4, 8, 3, padding=1)).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if measured:
+            NoiseMeter(model, optimizer, mode=mode, source="examples")
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4, 16, 16).double()).square().mean().backward()
+            optimizer.step()
+        weights.append(model[0].weight.detach())
+    assert not fusible(model[0])
+    assert torch.equal(*weights)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on forward mode
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("when", [0, 2])
+def test_transforms_of_torch_func_are_left_alone(mode, when):
+    model = layers()
+    meter = NoiseMeter(model, mode=mode)
+    for k in range(4):
+        x = torch.randn(8, 16, 8)
+        if k == when:
+            values = {name: p.detach() for name, p in model.named_parameters()}
+
+            def loss(values, x=x):
+                return torch.func.functional_call(model, values, (x,)).square().mean()
+
+            torch.func.grad(loss)(values)
+            torch.func.jvp(loss, (values,), (values,))
+        steps(model, meter, [x])
+    assert meter.steps == 4
+    assert meter.missing == {}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_batch_ends_one_step_and_not_the_measurement(mode):
+    model = layers()
+    meter = NoiseMeter(model, mode=mode)
+    for size in (4, 4, 0, 4):
+        model.zero_grad()
+        model(torch.randn(size, 32, 8)).sum().backward()
+        meter.close_step()
+    assert meter.steps == 3
+    assert meter.missing == {}
+
+
+class Failing(nn.Module):
+    on = False
+
+    def forward(self, x):
+        if self.on:
+            raise ValueError
+        return x
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_forward_pass_that_fails_leaves_nothing_behind(mode):
+    model = nn.Sequential(nn.Linear(8, 8), Failing(), nn.Linear(8, 8))
+    meter = NoiseMeter(model, mode=mode)
+    x = torch.randn(4, 16, 8)
+    steps(model, meter, [x, x])
+    model[1].on = True
+    with pytest.raises(ValueError):  # noqa: PT011 - the module's own
+        model(x)
+    model[1].on = False
+    assert all("forward" not in module.__dict__ for module in model.modules())
+    other = copy.deepcopy(model)
+    for p in other.parameters():
+        p.data.zero_()
+    assert other(x).abs().max() == 0
+    steps(model, meter, [x])
+    assert meter.steps == 3
+
+
+def test_a_forward_that_was_set_later_stays():
+    model = nn.Sequential(nn.Linear(8, 8))
+    meter = NoiseMeter(model, mode="fused")
+    x = torch.randn(6, 16, 8)
+    steps(model, meter, [x, x])
+    ordinary = model[0].forward
+    model[0].forward = lambda x: 0 * ordinary(x)
+    assert model(x).abs().max() == 0
+    meter.detach()
+    assert model(x).abs().max() == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_late_backward_pass_refuses_its_step(mode):
+    model, old = layers(), None
+    meter = NoiseMeter(model, mode=mode, source="examples")
+    for k in range(5):
+        model.zero_grad()
+        loss = model(torch.randn(8, 16, 8)).square().mean()
+        loss.backward(retain_graph=True)
+        if k == 3:
+            old.backward()
+        old = loss
+        meter.close_step()
+    assert meter.steps == 4
+    assert "earlier step" in meter.estimate().detail
+
+
+class Late(nn.Module):
+    """Its second layer first runs later, with time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y.transpose(0, 1)).transpose(0, 1) if x.shape[1] == 8 else y
+
+
+def test_a_layer_that_first_runs_later_is_not_guessed_at():
+    model = Late()
+    meter = NoiseMeter(model, source="examples")
+    steps(model, meter, [torch.randn(8, 16, 8), torch.randn(8, 8, 8)])
+    assert "b.weight" in meter.missing
+
+
+def test_a_weight_may_change_where_autograd_allows_it():
+    model = nn.Sequential(nn.Linear(8, 8))
+    meter = NoiseMeter(model, mode="fused")
+    for _ in range(4):
+        model.zero_grad()
+        loss = model(torch.randn(4, 16, 8)).square().mean()
+        with torch.no_grad():
+            model[0].weight.clamp_(-0.1, 0.1)
+        loss.backward()
+        meter.close_step()
+    assert meter.steps == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_beyond_the_kernel(mode):
+    model = nn.Sequential(nn.Conv2d(4, 8, (3, 1), padding=1))
+    meter = NoiseMeter(model, mode=mode)
+    x = torch.randn(6, 4, 16, 16)
+    steps(model, meter, [x, x, x])
+    assert (meter.source, meter.steps) == ("examples", 3)
+
+
+def test_a_meter_s_state_loads_into_another_mode():
+    model = layers()
+    state = NoiseMeter(model).state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NoiseMeter(model, mode="sketch").load_state_dict(state)
+    assert NoiseMeter(model).estimate().outcome == Outcome.TOO_FEW_STEPS
