@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from noisescale import NoiseMeter, Outcome
+from noisescale import NoiseMeter
 from noisescale.measure.fused import fusible
 
 MODES = ("exact", "fused", "sketch")
@@ -184,8 +183,28 @@ def test_padding_beyond_the_kernel(mode):
 
 def test_a_meter_s_state_loads_into_another_mode():
     model = layers()
-    state = NoiseMeter(model).state_dict()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        NoiseMeter(model, mode="sketch").load_state_dict(state)
-    assert NoiseMeter(model).estimate().outcome == Outcome.TOO_FEW_STEPS
+    first = NoiseMeter(model)
+    steps(model, first, [torch.randn(8, 16, 8)] * 2)
+    state = first.state_dict()
+    first.detach()
+    meter = NoiseMeter(model, mode="sketch")
+    meter.load_state_dict(state)
+    steps(model, meter, [torch.randn(8, 16, 8)])
+    assert meter.steps == 3
+    assert meter.history.trace_cov[:2].tolist() == first.history.trace_cov.tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("measured", [0, 1])
+def test_detaching_early_removes_every_hook(mode, measured):
+    """The first steps have hooks of their own, that compare gradients."""
+    model = layers()
+    meter = NoiseMeter(model, mode=mode)
+    steps(model, meter, [torch.randn(8, 16, 8)] * measured)
+    meter.detach()
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    for p in model.parameters():
+        assert not p._backward_hooks
+        assert not p._post_accumulate_grad_hooks

@@ -23,6 +23,7 @@ from noisescale.measure.inventory import Inventory as Inventory
 from noisescale.measure.kept import transformed
 from noisescale.measure.leftovers import Leftovers
 from noisescale.measure.metric import Euclidean, Metric
+from noisescale.measure.rules.scratch import release
 
 LossReduction = Literal["mean", "sum"]
 BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
@@ -251,7 +252,10 @@ class GradientSource(abc.ABC):
         self._watching = False
         self._reset()
 
-    detach = pause
+    def detach(self) -> None:
+        """Remove every hook for good, and give work buffers back."""
+        self.pause()
+        release()
 
     @abc.abstractmethod
     def _close(self) -> StepNorms | Refused: ...
@@ -321,7 +325,7 @@ class GradientSource(abc.ABC):
         self._forwards += 1
         size = int(self._batch_size_of(args, kwargs))
         if size < 1:
-            self._refusal = "a forward pass over no examples"
+            self._refusal = "a forward pass ran over no examples; skip empty batches"
             return
         self._forward = Forward(size, self._window)
 

@@ -168,10 +168,10 @@ class LayerCalls:
             called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             forward = self.forward
-            # The usual call, on as few lines as possible: between large products every line is
-            # a miss of the processor's cache.
             if transformed():
                 return
+            # The usual call, on as few lines as possible: between large products every line is
+            # a miss of the processor's cache.
             if (
                 forward is not None
                 and self._usual
@@ -188,8 +188,8 @@ class LayerCalls:
                 and not hooks_active()
             ):
                 self._see_usual(layer, forward, x, output)
+            # A copy of the model carries the hooks along.
             elif called is module and not is_dynamo_compiling():
-                # (A copy of the model carries the hooks along.)
                 self._see_any(layer, args, kwargs, output)
 
         return hook
