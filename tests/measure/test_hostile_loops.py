@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisescale import NoiseMeter
+from noisescale import InvalidInputError, NoiseMeter
 from noisescale.measure.fused import fusible
 
 MODES = ("exact", "fused", "sketch")
@@ -192,6 +192,12 @@ def test_a_meter_s_state_loads_into_another_mode():
     steps(model, meter, [torch.randn(8, 16, 8)])
     assert meter.steps == 3
     assert meter.history.trace_cov[:2].tolist() == first.history.trace_cov.tolist()
+
+
+@pytest.mark.parametrize("given", [3, ["0.weight"]])
+def test_parameters_that_are_no_function(given):
+    with pytest.raises(InvalidInputError, match=r"a function of a parameter's name is required"):
+        NoiseMeter(layers(), parameters=given)
 
 
 @pytest.mark.parametrize("mode", MODES)

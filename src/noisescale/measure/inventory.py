@@ -60,6 +60,12 @@ class Inventory:
         self.slots = [
             Slot(name=name, tensor=parameter, group=group_of(name)) for name, parameter in named
         ]
+        if parameters is not None and not callable(parameters):
+            raise InvalidInputError(
+                f"parameters {parameters!r}",
+                "a function of a parameter's name is required",
+                "give parameters=norm_layers(model), or lambda name: name in names",
+            )
         if parameters is not None:
             for slot in self.slots:
                 slot.asked = bool(parameters(slot.name))
