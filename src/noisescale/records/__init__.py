@@ -29,12 +29,14 @@ from noisescale.records.speed import (
 )
 from noisescale.records.target import Target
 from noisescale.records.tradeoff import FitQuality, Interval, Tradeoff
+from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialResult
 
 __all__ = [
     "Advice",
     "AdviceRow",
     "BatchSplit",
     "CriticalBatch",
+    "Crossing",
     "FitQuality",
     "Interval",
     "Limits",
@@ -54,4 +56,7 @@ __all__ = [
     "ThroughputKnee",
     "Tradeoff",
     "TrajectoryRow",
+    "TrialOutcome",
+    "TrialPlan",
+    "TrialResult",
 ]
