@@ -192,6 +192,24 @@ def test_a_meter_s_state_loads_into_another_mode():
     steps(model, meter, [torch.randn(8, 16, 8)])
     assert meter.steps == 3
     assert meter.history.trace_cov[:2].tolist() == first.history.trace_cov.tolist()
+    assert state["mode"] == "exact"
+    said = "steps of modes exact and sketch are averaged together"
+    assert said in meter.estimate().detail
+    assert said not in first.estimate().detail
+    again = NoiseMeter(model, mode="sketch")
+    again.load_state_dict(meter.state_dict())
+    assert said in again.estimate().detail
+
+
+def test_a_state_without_modes_loads():
+    """As it was written before modes were kept."""
+    model = layers()
+    meter = NoiseMeter(model)
+    steps(model, meter, [torch.randn(8, 16, 8)] * 2)
+    state = meter.state_dict()
+    del state["mode"], state["modes"]
+    meter.load_state_dict(state)
+    assert meter.steps == 2
 
 
 @pytest.mark.parametrize("given", [3, ["0.weight"]])

@@ -267,6 +267,11 @@ def test_a_coordinate_that_never_had_a_gradient_counts_for_nothing():
     expected = sample_moments(scaled(model, optimizer, batch))
     step(model, optimizer, batch)
     assert_history(meter, [expected], 1e-9)
+    total = sum(p.numel() for p in model.parameters())
+    said = f"6 of {total} coordinates have v = 0 (no gradient yet) and count for nothing"
+    assert f"{said}: table.weight 6" in meter.estimate().detail
+    step(model, optimizer, batch)
+    assert "v = 0" not in meter.estimate().detail
 
 
 @pytest.mark.parametrize("scale", [1e-3, 50.0])

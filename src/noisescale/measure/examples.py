@@ -79,7 +79,7 @@ class ExamplesSource(GradientSource):
         for index in seen & self._account.unchecked:
             parameter = self.inventory.slots[index].tensor
             self._checks.append(on_gradient(parameter, self._account.hook(index)))
-        if self._mode == "fused" and self.metric.plain:
+        if self.mode == "fused" and self.metric.plain:
             for layer in self._calls.layers:
                 if layer.slots.get("weight") in seen and fusible(layer.module):
                     self._fused.add(layer.module, layer.index)

@@ -174,7 +174,7 @@ class GradientSource(abc.ABC):
         metric: Metric | None = None,
         mode: str = "exact",
     ) -> None:
-        self._mode = mode
+        self.mode = mode
         self.model = plain(model)
         # The wrapper's own hooks are called outside the compiled code.
         self._root = self.model if self.sees_layers else model

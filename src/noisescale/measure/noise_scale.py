@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisescale.errors import InvalidInputError
-from noisescale.measure.arguments import check_options, check_state
+from noisescale.measure.arguments import check_options
 from noisescale.measure.compiled import untraced
 from noisescale.measure.examples import ExamplesSource, fits
 from noisescale.measure.frozen import measure_noise_scale
@@ -23,6 +23,7 @@ from noisescale.measure.gradients import (
     StepNorms,
 )
 from noisescale.measure.grouping import Grouping
+from noisescale.measure.meter_state import load_meter_state, meter_state
 from noisescale.measure.microbatches import MicrobatchSource
 from noisescale.measure.modes import Mode, check_mode, norm_of
 from noisescale.measure.preconditioned import Preconditioner
@@ -185,6 +186,7 @@ class NoiseMeter:
         """Change the source; what the other one measured does not mix with it."""
         self._source.detach()
         self._use(name)
+        self._tally.modes.clear()
         self._log = StepLog(self._source.inventory)
 
     def _arm(self) -> None:
@@ -258,6 +260,7 @@ class NoiseMeter:
             m.training or m.running_mean is None for m in self._norm_layers
         )
         self._settle(norms, scale)
+        self._tally.measured_by(self._source.mode)
         self._log.add(self._tally.optimizer_steps, norms, scale)
 
     def _settle(self, norms: StepNorms, scale: float) -> None:
@@ -343,7 +346,7 @@ class NoiseMeter:
             normalised=self._tally.normalised and self.source == "microbatches",
             split_cost=self._tally.split_cost,
             preconditioner=self._source.metric.name,
-            norm_notes=tuple(self._source.metric.notes()),
+            norm_notes=(*self._source.metric.notes(), *self._tally.mode_notes()),
         )
         history = self._log.history(
             group, first=first, last=last, population_size=self._population_size
@@ -351,40 +354,8 @@ class NoiseMeter:
         return moving_record(self._log, history, self._source.inventory, circumstances, group)
 
     check = check_meter
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the meter's memory, as plain values and a tensor; take it between steps."""
-        return {
-            "version": 1,
-            "source": self.source,
-            "every": self._every,
-            "abandoned": self._source.abandoned,
-            "preconditioner": self._source.metric.name,
-            "metric": self._source.metric.state_dict(),
-            **self._tally.state_dict(),
-            "log": self._log.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where :meth:`state_dict` was taken.
-
-        Raises:
-            InvalidInputError: the state was taken with another source, cadence or grouping.
-        """
-        source = state["source"]
-        mine = {
-            "source": source if self._auto else self.source,
-            "every": self._every,
-            "preconditioner": self._source.metric.name,
-        }
-        check_state(state, mine)
-        self._switch(source)
-        self._source.metric.load_state_dict(state.get("metric", {}))
-        self._log.load_state_dict(state["log"])
-        self._tally = Tally.from_state(state)
-        self._source.abandoned = int(state["abandoned"])
-        self._split_done = False
-        self._arm()
+    state_dict = meter_state
+    load_state_dict = load_meter_state
 
     def detach(self) -> None:
         """Remove every hook from the model and the optimizer; estimates stay readable."""

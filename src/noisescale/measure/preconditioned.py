@@ -198,11 +198,28 @@ class AdamMetric(Metric):
             self._restated.settle(effective, factor)
 
     def notes(self) -> list[str]:
-        """Say what was drawn, and what was floored."""
+        """Say what was drawn, what was floored, and what has no second moment."""
         most, size = self._drawn
         drawn = f"squares of {most} of {size} examples per layer, drawn at random" if most else ""
         floored = self._restated.note() if self._restated is not None else ""
-        return [note for note in (drawn, floored) if note]
+        return [note for note in (drawn, floored, self._unmoved()) if note]
+
+    def _unmoved(self, limit: int = 3) -> str:
+        """Name the parameters with coordinates that count for nothing; their weight is 0."""
+        zeros = {
+            self._slots[i].name: int((weight == 0).sum())
+            for i, weight in self._buffers.items()
+            if self._slots[i].missing is None
+        }
+        named = [f"{name} {number}" for name, number in zeros.items() if number]
+        if not named:
+            return ""
+        total = sum(weight.numel() for weight in self._buffers.values())
+        more = f" and {len(named) - limit} parameters more" if len(named) > limit else ""
+        return (
+            f"{sum(zeros.values())} of {total} coordinates have v = 0 (no gradient yet) and"
+            f" count for nothing: {', '.join(named[:limit])}{more}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the draws; second moments of examples are learnt anew."""
