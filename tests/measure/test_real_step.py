@@ -68,6 +68,8 @@ def test_frozen_parameters_are_left_out():
         (Recipe(optimizer="adam", lr=0.1, batch_size=8, momentum=0.9), "momentum=0.9"),
         (Recipe(lr=0.1, batch_size=8, betas=(0.9, 0.99)), "betas"),
         (Recipe(lr=0.1, batch_size=8, nesterov=True), "Nesterov"),
+        (Recipe(lr=0.1, batch_size=8, trust_coefficient=0.01), "trust_coefficient"),
+        (Recipe(optimizer="lars", lr=0.1, batch_size=8), "optimizer 'lars'"),
     ],
 )
 def test_keys_that_cannot_be_used_are_refused(recipe, named):

@@ -74,6 +74,7 @@ def test_recipes_survive_json(
         ({"momentum": 1.0}, "momentum"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"optimizer": "sgdd"}, "did you mean sgd"),
+        ({"optimizer": "lars", "trust_coefficient": 0.0}, "trust_coefficient"),
         ({"unit": "tokns"}, "did you mean tokens"),
         ({"momentun": 0.9}, "did you mean momentum"),
     ],
@@ -88,6 +89,7 @@ def test_the_kind_of_optimizer() -> None:
     assert recipe.optimizer_kind == "sgd"
     assert recipe.with_changes(momentum=0.9).optimizer_kind == "momentum"
     assert recipe.with_changes(optimizer="adamw").optimizer_kind == "adam"
+    assert recipe.with_changes(optimizer="lars", momentum=0.9).optimizer_kind == "lars"
 
 
 @given(value=st.floats(-1e6, 1e6), sign=st.sampled_from("<>"))

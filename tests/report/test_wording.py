@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisescale.records import Advice, NoiseScale, Outcome, ParametersSeen
+from noisescale.records import Advice, NoiseScale, Outcome, ParametersSeen, Recipe
 from noisescale.report import wording
 
 
@@ -80,4 +80,11 @@ def test_a_rate_that_was_moved_says_what_the_given_one_would_have_read(
     assert wording.rate_verdict(check) == "lr 0.02 is too low (best tried: 0.5)"
     assert "at lr 0.02 it would have read 11.7 examples" in wording.rate_consequence(
         check, "examples"
+    )
+
+
+def test_a_recipe_line_names_what_decides_the_step() -> None:
+    recipe = Recipe(optimizer="lars", lr=2.0, batch_size=512, momentum=0.9, trust_coefficient=0.01)
+    assert wording.recipe_line(recipe) == (
+        "lars with momentum 0.9, lr 2, trust coefficient 0.01, global batch 512 examples"
     )

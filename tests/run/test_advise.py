@@ -132,3 +132,9 @@ def test_the_recipes_own_batch_is_compared(digits: Advice) -> None:
 def test_bad_input(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         advise(**arguments)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_optimizers_without_a_factor_are_refused_at_once(optimizer: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"optimizer '{optimizer}'.*not known"):
+        advise("digits", overrides=[f"optimizer={optimizer}"])

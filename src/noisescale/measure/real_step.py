@@ -5,7 +5,7 @@ What is timed, what is watched for memory and what short runs train with is this
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _TAKES = {
     "adam": ("betas", "eps", "weight_decay"),
     "adamw": ("betas", "eps", "weight_decay"),
 }
-_OPTIMIZER_KEYS = sorted({key for keys in _TAKES.values() for key in keys})
+_OPTIMIZER_KEYS = sorted({key for keys in _TAKES.values() for key in keys} | {"trust_coefficient"})
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -41,13 +41,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         A ``torch.optim`` optimizer with one parameter group.
 
     Raises:
-        InvalidInputError: the model has no trainable parameter, the recipe sets a key that
-            the optimizer does not have, or torch refuses the combination.
+        InvalidInputError: the optimizer is none of torch's (``lars`` and ``lamb`` are made by
+            those who train), the model has no trainable parameter, the recipe sets a key
+            that the optimizer does not have, or torch refuses the combination.
 
     >>> make_optimizer(nn.Linear(2, 1), Recipe(lr=0.1, batch_size=8)).defaults["momentum"]
     0
     """
-    settings = _optimizer_settings(recipe)
+    if recipe.optimizer not in _OPTIMIZERS:
+        raise InvalidInputError(
+            f"optimizer {recipe.optimizer!r}",
+            f"probes of memory and speed step with {', '.join(_OPTIMIZERS)} only",
+            "change the recipe's optimizer for this command",
+        )
+    settings = optimizer_settings(recipe, takes=_TAKES[recipe.optimizer])
     parameters = trainable_parameters(model)
     try:
         return _OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, **settings)
@@ -55,6 +62,31 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise InvalidInputError(
             f"recipe for {recipe.optimizer}", str(error), "change the recipe"
         ) from None
+
+
+def optimizer_settings(recipe: Recipe, *, takes: Sequence[str]) -> dict[str, Any]:
+    """Return the optimizer's own keys that a recipe sets, without ``lr``.
+
+    Args:
+        recipe: where the keys come from.
+        takes: the keys that its optimizer has.
+
+    Raises:
+        InvalidInputError: the recipe sets a key that the optimizer does not have.
+
+    >>> optimizer_settings(Recipe(lr=0.1, batch_size=8, momentum=0.9), takes=("momentum",))
+    {'momentum': 0.9}
+    """
+    given = {key: getattr(recipe, key) for key in _OPTIMIZER_KEYS}
+    settings = {key: value for key, value in given.items() if value is not None}
+    for key in settings:
+        if key not in takes:
+            raise InvalidInputError(
+                f"recipe key {key}={settings[key]!r}",
+                f"{recipe.optimizer} takes {', '.join(takes)}",
+                f"leave {key} out or change the optimizer",
+            )
+    return settings
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -148,20 +180,6 @@ class RealStep:
             with torch.no_grad():
                 self._update_average(self.average, [p.detach() for p in self._parameters], 1)
         self._stale = True
-
-
-def _optimizer_settings(recipe: Recipe) -> dict[str, Any]:
-    takes = _TAKES[recipe.optimizer]
-    given = {key: getattr(recipe, key) for key in _OPTIMIZER_KEYS}
-    settings = {key: value for key, value in given.items() if value is not None}
-    for key in settings:
-        if key not in takes:
-            raise InvalidInputError(
-                f"recipe key {key}={settings[key]!r}",
-                f"{recipe.optimizer} takes {', '.join(takes)}",
-                f"leave {key} out or change the optimizer",
-            )
-    return settings
 
 
 def _require_scalar_loss(loss: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records.serial import Record
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "lamb")
 
 _COUNTS = (
     "batch_size",
@@ -30,7 +30,8 @@ class Recipe(Record):
     """How a model is trained.
 
     Attributes:
-        optimizer: ``sgd``, ``adam`` or ``adamw``, as torch.optim means them.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, as torch.optim means them; ``lars`` or
+            ``lamb``, as :mod:`noisescale.train` does.
         lr: learning rate.
         batch_size: global batch size, in ``unit``.
         momentum: heavy-ball momentum per step, in [0, 1).
@@ -39,6 +40,7 @@ class Recipe(Record):
         betas: Adam's decay rates per step, each in [0, 1).
         eps: Adam's epsilon.
         weight_decay: as the optimizer means it (coupled for sgd and adam).
+        trust_coefficient: LARS's trust coefficient, the eta of its paper.
         ema_decay: decay per step of an average of the weights.
         clip_norm: largest norm of the global gradient.
         batchnorm_momentum: torch's momentum of batch statistics.
@@ -62,6 +64,7 @@ class Recipe(Record):
     betas: tuple[float, float] | None = None
     eps: float | None = None
     weight_decay: float | None = None
+    trust_coefficient: float | None = None
     ema_decay: float | None = None
     clip_norm: float | None = None
     batchnorm_momentum: float | None = None
@@ -93,7 +96,8 @@ class Recipe(Record):
             _require_fraction("betas", value)
         for name in ("eps", "weight_decay", "dampening"):
             _require_number(name, getattr(self, name), positive=False)
-        _require_number("clip_norm", self.clip_norm, positive=True)
+        for name in ("clip_norm", "trust_coefficient"):
+            _require_number(name, getattr(self, name), positive=True)
 
     def with_changes(self, **changes: Any) -> Self:
         """Return the recipe with some keys replaced.
@@ -111,10 +115,13 @@ class Recipe(Record):
 
     @property
     def optimizer_kind(self) -> str:
-        """``sgd``, ``momentum`` or ``adam``: what the noise does to the steps depends on it."""
+        """What the noise does to the steps depends on it.
+
+        ``sgd``, ``momentum``, ``adam`` (AdamW too), ``lars`` or ``lamb``.
+        """
         if self.optimizer == "sgd":
             return "momentum" if self.momentum else "sgd"
-        return "adam"
+        return "adam" if self.optimizer == "adamw" else self.optimizer
 
 
 def _is_number(value: Any) -> bool:

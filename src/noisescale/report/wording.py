@@ -383,10 +383,10 @@ def rate_consequence(check: RateCheck, unit: str) -> str:
 
 def recipe_line(recipe: Recipe) -> str:
     """State the parts of a recipe that matter most."""
-    parts = [recipe.optimizer]
-    if recipe.momentum:
-        parts[0] += f" with momentum {setting(recipe.momentum)}"
-    parts.append(f"lr {setting(recipe.lr)}")
+    momentum = f" with momentum {setting(recipe.momentum)}" if recipe.momentum else ""
+    parts = [f"{recipe.optimizer}{momentum}", f"lr {setting(recipe.lr)}"]
+    if recipe.trust_coefficient is not None:
+        parts.append(f"trust coefficient {setting(recipe.trust_coefficient)}")
     parts.append(f"global batch {count(recipe.batch_size, recipe.unit)}")
     return ", ".join(parts)
 

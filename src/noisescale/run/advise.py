@@ -15,7 +15,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import check_seed
 from noisescale.measure.speed import scan_speed
 from noisescale.plan.choose import check_wishes, choose, is_number, memory_limit, throughput_knee
-from noisescale.plan.critical import critical_batch, withheld
+from noisescale.plan.critical import FACTORS, critical_batch, withheld
 from noisescale.records import (
     Advice,
     Limits,
@@ -99,6 +99,7 @@ def advise(
     check_seed(seed)
     goal = Target.parse(target) if isinstance(target, str) else target
     resolved = resolve_workload(workload, data=data, overrides=overrides)
+    _check_optimizer(resolved.recipe)
     goal = goal or resolved.target
     check_workload(resolved, target=goal)
     name = workload if isinstance(workload, str) else workload.name
@@ -200,6 +201,16 @@ def _noise(
     own = _run(workload, rate.lr, target, seed, seconds * SECOND_SHARE, progress, runs=1)
     values = rate.to_dict() | {"b_simple_at_lr": own.noise_scale.b_simple}
     return measured, RateCheck.from_dict(values)
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    """Refuse, before anything is measured, an optimizer that no factor is known for."""
+    if recipe.optimizer_kind not in FACTORS:
+        raise InvalidInputError(
+            f"optimizer {recipe.optimizer!r}",
+            "how its critical batch follows from the noise scale is not known",
+            "advise on the recipe with sgd, adam or adamw; measure works with any",
+        )
 
 
 def _run(
