@@ -27,6 +27,14 @@ from noisescale.records.speed import (
     SpeedPoint,
     ThroughputKnee,
 )
+from noisescale.records.sweep import (
+    RateLaw,
+    Regimes,
+    SweepCurve,
+    TrialRow,
+    TunedSteps,
+    TuningOutcome,
+)
 from noisescale.records.target import Target
 from noisescale.records.tradeoff import FitQuality, Interval, Tradeoff
 from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialResult
@@ -46,12 +54,15 @@ __all__ = [
     "Outcome",
     "ParametersSeen",
     "RateCheck",
+    "RateLaw",
     "RateTrial",
     "Recipe",
     "Record",
+    "Regimes",
     "SpeedCurve",
     "SpeedFailure",
     "SpeedPoint",
+    "SweepCurve",
     "Target",
     "ThroughputKnee",
     "Tradeoff",
@@ -59,4 +70,7 @@ __all__ = [
     "TrialOutcome",
     "TrialPlan",
     "TrialResult",
+    "TrialRow",
+    "TunedSteps",
+    "TuningOutcome",
 ]
