@@ -200,6 +200,8 @@ class LayerCalls:
             expected[index] = expected.get(index, 0) + 1
         ticket, held = self.claim(layer.index), x.detach()
         once, version = [held], held._version
+        read = layer.rule.statistics
+        known = () if read is None else read(output)
 
         def answer(gradient: Tensor) -> None:
             if self._ignored(layer, forward):
@@ -212,7 +214,7 @@ class LayerCalls:
                 self._drop(layer, _OVERWRITTEN)
                 return
             gradients: list[Tensor | None] = [gradient.detach()]
-            call = Call(layer.module, [0], ((), {}), [0], [kept], gradients, {}, ticket)
+            call = Call(layer.module, [0], ((), {}), [0], [kept], gradients, {}, ticket, known)
             self._complete(layer, forward, call)
 
         # The hook lives as long as the graph; what it holds is gone once it was used.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,22 @@ def row_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     return found
 
 
-@example_rule(nn.GroupNorm, step=all_examples)
-def group_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
+def _mean_and_rstd(output: Tensor) -> Sequence[Tensor]:
+    """What GroupNorm's node in the graph keeps for its own backward pass."""
+    node = output.grad_fn
+    if type(node).__name__ != "NativeGroupNormBackward0":
+        return ()
+    # Private, but the only place that has them; where a version has none they are computed again.
+    found = [getattr(node, f"_saved_result{i}", None) for i in (1, 2)]
+    known = [t.detach() for t in found if isinstance(t, Tensor)]
+    return known if len(known) == 2 else ()
+
+
+@example_rule(nn.GroupNorm, step=all_examples, statistics=_mean_and_rstd)
+def group_norm(layer: nn.Module, x: Tensor, g: Tensor, *known: Tensor) -> dict[str, Part]:
     """GroupNorm: dw_i = sum_t g_it * xhat_it over the positions of each channel."""
     assert isinstance(layer, nn.GroupNorm)
-    groups, eps = layer.num_groups, layer.eps
-    return _by_channel(layer, x, g, lambda t: F.group_norm(t, groups, eps=eps))
+    return _by_channel(layer, x, g, layer.num_groups, layer.eps, known)
 
 
 def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
@@ -91,21 +101,42 @@ def _no_running_statistics(layer: nn.Module) -> str | None:
 def instance_norm(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     """InstanceNorm by the example's own statistics: dw_i = sum_t g_it * xhat_it."""
     assert isinstance(layer, _InstanceNorm)
-    eps = layer.eps
-    return _by_channel(layer, x, g, lambda t: F.instance_norm(t, eps=eps))
+    return _by_channel(layer, x, g, layer.num_features, layer.eps, ())
 
 
 def _by_channel(
-    layer: nn.Module, x: Tensor, g: Tensor, normalise: Callable[[Tensor], Tensor]
+    layer: nn.Module, x: Tensor, g: Tensor, groups: int, eps: float, known: Sequence[Tensor]
 ) -> dict[str, Part]:
-    x, g = wide(x), wide(g)
+    """Gradients of every example: those of one example that has all their channels."""
+    x, g = wide(x).contiguous(), wide(g).contiguous()
+    examples, channels = x.shape[:2]
+    if not x.numel():
+        return {key: x.new_zeros(examples, channels) for key in ("weight", "bias")}
+    mean, rstd = (t.to(x.dtype) for t in known or _statistics(x, groups, eps))
+    total = examples * channels
+    _, weight, bias = torch.ops.aten.native_group_norm_backward(
+        g.view(1, total, -1),
+        x.view(1, total, -1),
+        mean.reshape(1, -1),
+        rstd.reshape(1, -1),
+        x.new_ones(total),
+        1,
+        total,
+        x.numel() // total,
+        examples * groups,
+        [False, True, True],
+    )
+    found = {"weight": weight, "bias": bias}
+    return {k: v.view(examples, channels) for k, v in found.items() if trained(layer, k)}
 
-    def over_positions(channels: Tensor) -> Tensor:
-        return channels.flatten(2).sum(2) if channels.dim() > 2 else channels
 
-    found: dict[str, Part] = {}
-    if trained(layer, "weight"):
-        found["weight"] = _weighted(x, g, normalise, over_positions)
-    if trained(layer, "bias"):
-        found["bias"] = over_positions(g)
-    return found
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal deviation of every example's groups, (examples, groups)."""
+    step = len(x) if x.is_cuda else max(1, _CHUNK_ELEMENTS // max(1, x[0].numel()))
+    channels, positions = x.shape[1], x[0].numel() // x.shape[1]
+    found = [
+        torch.native_group_norm(c, None, None, len(c), channels, positions, groups, eps)[1:]
+        for c in torch.split(x, step)
+    ]
+    means, rstds = zip(*found, strict=True)
+    return torch.cat(means), torch.cat(rstds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Part
 
-GradientsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Part]]
+GradientsFunction = Callable[..., Mapping[str, Part]]
 NormsFunction = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor] | None]
 
 NOT_BATCHED = "its input does not start with the batch dimension"
@@ -35,6 +35,8 @@ class Call:
         gradients: the gradient of each output, None where none came; empty until they come.
         known: sums of squared norms by parameter, where the backward pass itself formed them.
         ticket: ties the call to a backward pass of our own.
+        statistics: what the forward pass itself worked out of its input, batch first; empty
+            where nobody knows.
     """
 
     layer: nn.Module
@@ -45,6 +47,7 @@ class Call:
     gradients: list[Tensor | None] = field(default_factory=list)
     known: dict[str, Tensor] = field(default_factory=dict)
     ticket: Any = None
+    statistics: Sequence[Tensor] = ()
 
     @property
     def gradient(self) -> Tensor:
@@ -72,7 +75,8 @@ class Call:
             None if g is None else g.index_select(d, examples.to(g.device))
             for g, d in zip(self.gradients, self.outputs, strict=True)
         ]
-        return replace(self, tensors=tensors, gradients=gradients)
+        statistics = [t.index_select(0, examples.to(t.device)) for t in self.statistics]
+        return replace(self, tensors=tensors, gradients=gradients, statistics=statistics)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Rule:
         repeats: whether it needs the arguments of the call again.
         straight: for layers that map one tensor to one, both batch first: whether an input has
             enough dimensions for one of them to be the batch.
+        statistics: reads from an output what the layer worked out of its input; None for nothing.
     """
 
     parts: Callable[[Call, slice], Mapping[str, Part]]
@@ -103,6 +108,7 @@ class Rule:
     norms: NormsFunction | None = None
     repeats: bool = False
     straight: Callable[[nn.Module, Tensor], bool] | None = None
+    statistics: Callable[[Tensor], Sequence[Tensor]] | None = None
 
 
 RULES: dict[type[nn.Module], Rule] = {}
@@ -118,6 +124,7 @@ def example_rule(
     norms: NormsFunction | None = None,
     step: Callable[[nn.Module, Tensor, Tensor], int] | None = None,
     more_inputs: bool = False,
+    statistics: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> Callable[[GradientsFunction], GradientsFunction]:
     """Register the rule of a layer: the gradient of every example.
 
@@ -136,6 +143,9 @@ def example_rule(
         step: how many examples to take at a time; default: as many as keep the gradients of
             the largest parameter small.
         more_inputs: whether the rule holds for calls with more arguments than the input.
+        statistics: reads from the layer's output what its forward pass worked out already, as
+            tensors with the batch first; the decorated function gets them behind g, where they
+            are known.
 
     >>> import torch
     >>> class Scale(nn.Module):
@@ -152,10 +162,10 @@ def example_rule(
 
     def register(gradients: GradientsFunction) -> GradientsFunction:
         def parts(call: Call, rows: slice) -> Mapping[str, Part]:
-            x, g = call.tensors[0], call.gradient
+            x, g, known = call.tensors[0], call.gradient, call.statistics
             if rows.stop - rows.start < len(g):
-                x, g = x[rows], g[rows]
-            return gradients(call.layer, x, g)
+                x, g, known = x[rows], g[rows], [t[rows] for t in known]
+            return gradients(call.layer, x, g, *known)
 
         def examples(call: Call) -> int:
             if step is not None:
@@ -172,6 +182,7 @@ def example_rule(
             usable,
             norms,
             straight=batched,
+            statistics=statistics,
         )
         return gradients
 
