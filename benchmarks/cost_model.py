@@ -33,6 +33,11 @@ CONVOLUTIONS = [
     (channels_in, channels_out, side)
     for channels_in, channels_out in ((1, 16), (2, 16), (3, 16), (4, 8), (16, 16), (64, 64))
     for side in (2, 4, 6, 8, 16, 28)
+] + [
+    # First layers of image models, added later: a few channels into many. 7 is a stem of stride 2.
+    (channels_in, channels_out, side, kernel)
+    for channels_in, channels_out in ((1, 32), (3, 32), (3, 64), (4, 64), (8, 64), (64, 3))
+    for side, kernel in ((16, 3), (32, 3), (64, 7))
 ]
 
 
@@ -63,13 +68,12 @@ def linear(t: int, o: int, i: int) -> dict[str, object]:
     )
 
 
-def convolved(channels_in: int, channels_out: int, side: int) -> dict[str, object]:
-    """One 3 x 3 convolution with padding."""
-    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-    x, g = (
-        torch.randn(EXAMPLES, channels_in, side, side),
-        torch.randn(EXAMPLES, channels_out, side, side),
-    )
+def convolved(channels_in: int, channels_out: int, side: int, kernel: int = 3) -> dict[str, object]:
+    """One convolution with padding; of stride 2 where the kernel is large."""
+    stride = 2 if kernel > 3 else 1
+    layer = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2)
+    x = torch.randn(EXAMPLES, channels_in, side, side)
+    g = torch.randn(EXAMPLES, channels_out, side // stride, side // stride)
 
     def form(shifted: bool) -> object:
         step = EXAMPLES if shifted else convolution.unfolded_step(layer, g)
@@ -81,12 +85,13 @@ def convolved(channels_in: int, channels_out: int, side: int) -> dict[str, objec
 
     with torch.no_grad():
         times = best({"shifted": lambda: form(True), "unfolded": lambda: form(False)})
-        chosen = "shifted" if convolution.shifted(layer, side**2) else "unfolded"
-    name = f"conv 3x3 {channels_in}-{channels_out} at {side}x{side}"
+        positions = (side // stride) ** 2
+        chosen = "shifted" if convolution.shifted(layer, positions) else "unfolded"
+    name = f"conv {kernel}x{kernel} {channels_in}-{channels_out} at {side}x{side}"
     return {
         "layer": name,
         "channels": min(channels_in, channels_out),
-        "positions": side**2,
+        "positions": positions,
     } | judged(times, chosen)
 
 

@@ -34,16 +34,26 @@ def unfolded_step(layer: _ConvNd, g: Tensor) -> int:
     return max(1, _parts.CHUNK_ELEMENTS // max(1, per_example))
 
 
+# Nanoseconds per position and offset of the kernel: a product with a shifted input takes as long
+# as one with NARROW columns at least; patches are written, one element after the other, and make
+# one wide product. (measured: benchmarks/cost_model.py)
+_NARROW = 10
+_PER_SHIFTED, _PER_ELEMENT, _PER_UNFOLDED = 1 / 20, 2.3, 1 / 40
+
+
 def shifted(layer: _ConvNd, positions: int) -> bool:
     """Whether products with shifted inputs are cheaper than unfolded patches."""
     outer, inner = layer.weight.shape[:2]
     if isinstance(layer, _ConvTransposeNd):
         outer //= layer.groups
     overlaps = any(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+    by_shift = outer * max(inner, _NARROW) * _PER_SHIFTED
+    by_patches = inner * (_PER_ELEMENT + outer * _PER_UNFOLDED)
     return (
         overlaps
+        and by_shift <= by_patches
         and positions >= _parts.LEAST_SHIFTED_POSITIONS
-        and min(outer, inner) * positions >= _parts.LEAST_SHIFTED_ELEMENTS
+        and inner * positions >= _parts.LEAST_SHIFTED_ELEMENTS
     )
 
 

@@ -26,7 +26,7 @@ CHUNK_ELEMENTS = 1 << 21
 # as fast as smaller ones (measured).
 PRODUCT_ELEMENTS = 1 << 20
 
-# Convolutions with fewer positions, or positions times channels, are unfolded. (measured by
+# Convolutions with fewer positions, or positions times input channels, are unfolded. (measured by
 # benchmarks/cost_model.py: mean regret 1.004)
 LEAST_SHIFTED_ELEMENTS = 1024
 LEAST_SHIFTED_POSITIONS = 32
