@@ -11,7 +11,8 @@ from pathlib import Path
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Tradeoff
-from noisescale.theory.tradeoff import LARGEST, fit_tradeoff
+from noisescale.theory.runs_checked import LARGEST
+from noisescale.theory.tradeoff import fit_tradeoff
 
 _REQUIRED = ("batch_size", "steps")
 _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}

@@ -83,22 +83,40 @@ class StepsLikelihood(ABC):
     Rows that reached the target come first.
     """
 
-    def __init__(self, log_sizes: Array, log_steps: Array, reached: int) -> None:
+    def __init__(
+        self, log_sizes: Array, log_steps: Array, reached: int, pull: Array | None = None
+    ) -> None:
         self.log_sizes = log_sizes
         self.log_steps = log_steps
         self.reached = reached
+        # Rows count by the inverse of their relative standard error; mean square 1 of reached.
+        pull = np.ones(len(log_sizes)) if pull is None else pull
+        self.pull, self.pull_open = pull[:reached], pull[reached:]
+        self.squared_pull = np.square(self.pull)
         self.lowest = float(log_sizes.min()) - TAIL
         self.highest = float(log_sizes.max()) + TAIL
 
     @staticmethod
     def of(
-        *, log_sizes: Array, log_steps: Array, censored: npt.NDArray[np.bool_]
+        *,
+        log_sizes: Array,
+        log_steps: Array,
+        censored: npt.NDArray[np.bool_],
+        log_error: Array | None = None,
     ) -> StepsLikelihood:
-        """Choose the likelihood for data of shape (n,); ``censored`` rows are lower bounds."""
+        """Choose the likelihood for data of shape (n,); ``censored`` rows are lower bounds.
+
+        The noise of a row is the unknown one times its ``log_error``, whose scale is of no
+        matter.
+        """
         order = np.argsort(censored, kind="stable")
         reached = int(np.count_nonzero(~censored))
         kind = _LeastSquares if reached == len(log_sizes) else _Tobit
-        return kind(log_sizes[order], log_steps[order], reached)
+        pull = None
+        if log_error is not None:
+            pull = 1 / log_error[order]
+            pull = pull / np.sqrt(np.mean(np.square(pull[:reached])))
+        return kind(log_sizes[order], log_steps[order], reached, pull)
 
     def best(self) -> float:
         """Return the b of highest likelihood, to about 1e-7."""
@@ -118,6 +136,12 @@ class StepsLikelihood(ABC):
         lifted: Array = self.log_steps - np.logaddexp(0.0, b[:, None] - self.log_sizes)
         return lifted[:, : self.reached], lifted[:, self.reached :]
 
+    def middle(self, done: Array) -> tuple[Array, Array]:
+        """Return mean and variance of reached rows, shape (len(b),), each row by its weight."""
+        mean: Array = (self.squared_pull * done).mean(axis=1)
+        variance: Array = (self.squared_pull * np.square(done - mean[:, None])).mean(axis=1)
+        return mean, variance
+
     @abstractmethod
     def centre(self, b: Array) -> Array:
         """Return the best a for each b."""
@@ -136,17 +160,16 @@ class _LeastSquares(StepsLikelihood):
     """Every row reached the target: closed form in everything but b."""
 
     def centre(self, b: Array) -> Array:
-        centre: Array = self.lifted(b)[0].mean(axis=1)
-        return centre
+        return self.middle(self.lifted(b)[0])[0]
 
     def cost(self, b: Array) -> Array:
-        cost: Array = self.reached * np.log(self.lifted(b)[0].var(axis=1) + ROUNDING**2)
+        cost: Array = self.reached * np.log(self.middle(self.lifted(b)[0])[1] + ROUNDING**2)
         return cost
 
     def reach(self, b: Array, limit: float, side: Array) -> Array:
-        done, _ = self.lifted(b)
-        room = np.exp(limit / self.reached) - ROUNDING**2 - done.var(axis=1)
-        end: Array = done.mean(axis=1) + side * np.sqrt(np.where(room >= 0, room, np.nan))
+        mean, variance = self.middle(self.lifted(b)[0])
+        room = np.exp(limit / self.reached) - ROUNDING**2 - variance
+        end: Array = mean + side * np.sqrt(np.where(room >= 0, room, np.nan))
         return end
 
 
@@ -185,25 +208,25 @@ class _Tobit(StepsLikelihood):
     def _cost(self, done: Array, open_: Array, a: Array, t: Array) -> Array:
         from scipy.special import log_ndtr
 
-        square = np.square(done - a[:, None]).sum(axis=1) + self.reached * ROUNDING**2
-        late = log_ndtr(-t[:, None] * (open_ - a[:, None])).sum(axis=1)
+        square = self._square(done, a)
+        late = log_ndtr(-t[:, None] * self.pull_open * (open_ - a[:, None])).sum(axis=1)
         cost: Array = t**2 * square - 2 * self.reached * np.log(t) - 2 * late
         return cost
 
     def _maximum(self, done: Array, open_: Array) -> tuple[Array, Array]:
         """Return the best (a, t) for each b."""
-        centre = done.mean(axis=1)
-        c = open_ - centre[:, None]
-        square = self.reached * (done.var(axis=1) + ROUNDING**2)
+        centre, variance = self.middle(done)
+        c = self.pull_open * (open_ - centre[:, None])
+        square = self.reached * (variance + ROUNDING**2)
         t, d = np.sqrt(self.reached / square), np.zeros(len(done))
         for _ in range(100):
-            h, w = _hazard(t[:, None] * c - d[:, None])
+            h, w = _hazard(t[:, None] * c - self.pull_open * d[:, None])
             # Reached rows are centred: they leave no cross term between t and d.
             slope_t = self.reached / t - t * square - (h * c).sum(axis=1)
-            slope_d = -self.reached * d + h.sum(axis=1)
+            slope_d = -self.reached * d + (h * self.pull_open).sum(axis=1)
             tt = self.reached / t**2 + square + (w * c**2).sum(axis=1)
-            dd = self.reached + w.sum(axis=1)
-            td = -(w * c).sum(axis=1)
+            dd = self.reached + (w * self.pull_open**2).sum(axis=1)
+            td = -(w * c * self.pull_open).sum(axis=1)
             det = tt * dd - td**2
             step_t = (dd * slope_t - td * slope_d) / det
             step_d = (tt * slope_d - td * slope_t) / det
@@ -213,10 +236,14 @@ class _Tobit(StepsLikelihood):
                 break
         return centre + d / t, t
 
+    def _square(self, done: Array, a: Array) -> Array:
+        square: Array = (self.squared_pull * np.square(done - a[:, None])).sum(axis=1)
+        return square + self.reached * ROUNDING**2
+
     def _best_scale(self, done: Array, open_: Array, a: Array, t: Array) -> Array:
         """Return the best t at fixed a for each b, starting from ``t``."""
-        c = open_ - a[:, None]
-        square = np.square(done - a[:, None]).sum(axis=1) + self.reached * ROUNDING**2
+        c = self.pull_open * (open_ - a[:, None])
+        square = self._square(done, a)
         for _ in range(100):
             h, w = _hazard(t[:, None] * c)
             slope = self.reached / t - t * square - (h * c).sum(axis=1)

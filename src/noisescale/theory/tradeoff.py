@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import FitQuality, Interval, Outcome, Tradeoff
+from noisescale.theory.runs_checked import checked_runs, positive
 from noisescale.theory.steps_likelihood import LogInterval, StepsLikelihood, profile_intervals
 from noisescale.theory.tradeoff_detail import explain
 
@@ -24,8 +25,6 @@ MIN_SIZES = 3
 """Distinct batch sizes that must have reached the target: two parameters and one to check."""
 MIN_POINTS = 4
 """Rows that must have reached the target: two degrees of freedom left for the noise."""
-LARGEST = 1e15
-"""Batch sizes and steps beyond this, or below its inverse, are taken for mistakes. (assumed)"""
 
 
 def steps_ratio(*, batch_size: npt.ArrayLike, critical_batch: float) -> Array:
@@ -46,7 +45,7 @@ def steps_ratio(*, batch_size: npt.ArrayLike, critical_batch: float) -> Array:
     >>> float(steps_ratio(batch_size=50, critical_batch=100))
     3.0
     """
-    return 1 + _positive("critical_batch", critical_batch) / _positive("batch_size", batch_size)
+    return 1 + positive("critical_batch", critical_batch) / positive("batch_size", batch_size)
 
 
 def examples_ratio(*, batch_size: npt.ArrayLike, critical_batch: float) -> Array:
@@ -67,7 +66,7 @@ def examples_ratio(*, batch_size: npt.ArrayLike, critical_batch: float) -> Array
     >>> float(examples_ratio(batch_size=50, critical_batch=100))
     1.5
     """
-    return 1 + _positive("batch_size", batch_size) / _positive("critical_batch", critical_batch)
+    return 1 + positive("batch_size", batch_size) / positive("critical_batch", critical_batch)
 
 
 def batch_size_for_steps(*, ratio: npt.ArrayLike, critical_batch: float) -> Array:
@@ -88,7 +87,7 @@ def batch_size_for_steps(*, ratio: npt.ArrayLike, critical_batch: float) -> Arra
     >>> float(batch_size_for_steps(ratio=3.0, critical_batch=100))
     50.0
     """
-    return _positive("critical_batch", critical_batch) / _excess("ratio", ratio)
+    return positive("critical_batch", critical_batch) / _excess("ratio", ratio)
 
 
 def batch_size_for_examples(*, ratio: npt.ArrayLike, critical_batch: float) -> Array:
@@ -109,7 +108,7 @@ def batch_size_for_examples(*, ratio: npt.ArrayLike, critical_batch: float) -> A
     >>> float(batch_size_for_examples(ratio=1.5, critical_batch=100))
     50.0
     """
-    return _positive("critical_batch", critical_batch) * _excess("ratio", ratio)
+    return positive("critical_batch", critical_batch) * _excess("ratio", ratio)
 
 
 OVERHEAD = 1.2
@@ -142,13 +141,13 @@ def overhead_batch_size(
     >>> float(overhead_batch_size(critical_batch=100, base_batch_size=10, overhead=1.5))
     65.0
     """
-    ratio = _positive("overhead", overhead)
+    ratio = positive("overhead", overhead)
     if np.any(ratio < 1):
         raise InvalidInputError(
             f"overhead {ratio.min():g}", "at least 1 is required", "give for example 1.2"
         )
-    base = _positive("base_batch_size", base_batch_size)
-    return (ratio - 1) * _positive("critical_batch", critical_batch) + ratio * base
+    base = positive("base_batch_size", base_batch_size)
+    return (ratio - 1) * positive("critical_batch", critical_batch) + ratio * base
 
 
 def fit_tradeoff(
@@ -156,6 +155,7 @@ def fit_tradeoff(
     batch_size: npt.ArrayLike,
     steps: npt.ArrayLike,
     censored: npt.ArrayLike | None = None,
+    log_error: npt.ArrayLike | None = None,
     level: float = 0.95,
     target: str | None = None,
     unit: str = "examples",
@@ -175,6 +175,8 @@ def fit_tradeoff(
         steps: shape (n,), optimizer steps to the target; positive. For a censored row, the
             steps that were run without reaching it.
         censored: shape (n,), True where ``steps`` is only a lower bound; default: nowhere.
+        log_error: shape (n,), standard errors of log(steps), whose ratios alone count: rows of
+            less noise weigh more; default: equal.
         level: confidence level of each interval, between 0 and 1.
         target: name of the goal, kept in the record.
         unit: what batch sizes count.
@@ -196,7 +198,14 @@ def fit_tradeoff(
     >>> fit.outcome.value, round(fit.critical_batch.point, 3), round(fit.steps_min.point, 3)
     ('determined', 20.0, 50.0)
     """
-    sizes, logs, late = _checked(batch_size, steps, censored, level)
+    sizes, logs, late = checked_runs(batch_size, steps, censored, level)
+    errors = None if log_error is None else positive("log_error", log_error)
+    if errors is not None and errors.shape != sizes.shape:
+        raise InvalidInputError(
+            f"log_error of shape {errors.shape}",
+            "one standard error for each run is required",
+            "pass an array as long as batch_size",
+        )
     quality = _Quality.of(sizes, logs, late)
     if quality.sizes < MIN_SIZES or quality.points < MIN_POINTS:
         nothing = Interval(point=None, low=None, high=None)
@@ -215,9 +224,10 @@ def fit_tradeoff(
             target=target,
             unit=unit,
         )
-    bounds = profile_intervals(
-        StepsLikelihood.of(log_sizes=np.log(sizes), log_steps=logs, censored=late), level=level
+    likelihood = StepsLikelihood.of(
+        log_sizes=np.log(sizes), log_steps=logs, censored=late, log_error=errors
     )
+    bounds = profile_intervals(likelihood, level=level)
     critical = _interval(bounds.critical)
     point = critical.point
     reached = sizes[~late]
@@ -314,63 +324,8 @@ def _interval(logs: LogInterval) -> Interval:
     )
 
 
-def _checked(
-    batch_size: npt.ArrayLike, steps: npt.ArrayLike, censored: npt.ArrayLike | None, level: float
-) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Return sizes, log(steps) and the censored mask, all of shape (n,)."""
-    sizes, counts = _positive("batch_size", batch_size), _positive("steps", steps)
-    late = np.zeros(sizes.shape, bool) if censored is None else np.asarray(censored)
-    if late.dtype.kind not in "biu" or not np.isin(late, (0, 1)).all():
-        raise InvalidInputError(
-            "censored", "True or False for each run is required", "pass booleans"
-        )
-    late = late.astype(bool)
-    if sizes.ndim != 1 or not sizes.shape == counts.shape == late.shape:
-        raise InvalidInputError(
-            f"batch_size of shape {sizes.shape}, steps {counts.shape}, censored {late.shape}",
-            "one-dimensional arrays of equal length are required",
-            "pass one entry per run",
-        )
-    for name, array in (("batch_size", sizes), ("steps", counts)):
-        wrong = array[(array > LARGEST) | (array < 1 / LARGEST)]
-        if wrong.size:
-            raise InvalidInputError(
-                f"{name} {wrong[0]:g}",
-                f"a number between {1 / LARGEST:g} and {LARGEST:g} is required",
-                f"check {name}",
-            )
-    if len(np.unique(sizes)) < 2:
-        raise InvalidInputError(
-            f"batch_size: all {len(sizes)} values are {sizes[0]:g}" if len(sizes) else "no rows",
-            "at least two distinct batch sizes are required",
-            "add runs at other batch sizes",
-        )
-    if not 0 < level < 1:
-        raise InvalidInputError(
-            f"level {level:g}", "a value between 0 and 1 is required", "give for example 0.95"
-        )
-    return sizes, np.log(counts), late
-
-
-def _positive(name: str, values: npt.ArrayLike) -> Array:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidInputError(
-            f"{name} {values!r}", "numbers are required", "pass positive numbers"
-        ) from None
-    wrong = ~(np.isfinite(array) & (array > 0))
-    if wrong.any():
-        raise InvalidInputError(
-            f"{name} {array[wrong].flat[0]:g}",
-            "a positive finite number is required",
-            f"check {name}",
-        )
-    return array
-
-
 def _excess(name: str, ratio: npt.ArrayLike) -> Array:
-    excess = _positive(name, ratio) - 1
+    excess = positive(name, ratio) - 1
     if np.any(excess <= 0):
         raise InvalidInputError(
             f"{name} {excess.min() + 1:g}", "a ratio above 1 is required", "give for example 1.5"
