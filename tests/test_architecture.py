@@ -14,7 +14,7 @@ import noisescale
 SRC = Path(__file__).resolve().parents[1] / "src" / "noisescale"
 
 FOUNDATION = {"errors", "records"}
-BELOW_RUN = FOUNDATION | {"workload", "theory", "plan", "measure"}
+BELOW_RUN = FOUNDATION | {"workload", "theory", "plan", "measure", "train"}
 LAYERS = {
     "errors": set(),
     "records": {"errors"},
@@ -22,6 +22,7 @@ LAYERS = {
     "theory": FOUNDATION,
     "plan": FOUNDATION | {"theory"},
     "measure": FOUNDATION | {"workload", "theory"},
+    "train": FOUNDATION | {"theory", "plan"},
     "run": BELOW_RUN,
     "report": FOUNDATION | {"theory", "plan"},
     "cli": BELOW_RUN | {"run", "report"},
@@ -35,6 +36,7 @@ OUTSIDE = {
     "theory": {"numpy", "scipy"},
     "plan": {"numpy"},
     "measure": {"numpy", "scipy", "torch"},
+    "train": {"torch"},
     "run": {"numpy", "torch", "sklearn"},
     "report": {"jinja2", "matplotlib", "rich", "markupsafe"},
     "cli": {"click", "rich"},

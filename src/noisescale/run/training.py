@@ -17,6 +17,7 @@ from noisescale.measure.real_step import RealStep
 from noisescale.records import Recipe, Target
 from noisescale.run.dry_run import check_batch_size, fresh_model
 from noisescale.run.evaluation import Evaluator
+from noisescale.run.optimizers import make_optimizer
 from noisescale.run.rates import rate_factor, warmup_length
 from noisescale.run.users_code import blame_user
 from noisescale.workload import Workload
@@ -182,7 +183,8 @@ class _Loop:
     def go(self, *, max_steps: int, deadline: float, watch: Watch | None) -> None:
         run, model = self.run, self.model
         device = next(model.parameters()).device
-        step = RealStep(model, self.workload.loss, self.recipe)
+        optimizer = make_optimizer(model, self.recipe)
+        step = RealStep(model, self.workload.loss, self.recipe, optimizer)
         groups = step.optimizer.param_groups
         self._evaluator = Evaluator(self.workload, device)
         self._initial(model)
