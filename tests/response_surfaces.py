@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,36 +78,43 @@ def train(
 ) -> list[TrialResult]:
     """Stand in for ``train_trials``: in lockstep, asking the judge at every evaluation."""
     results: dict[str, TrialResult] = {}
+    named = {plan.key: plan for plan in plans}
+    whole = {key: outcome_of(plan) for key, plan in named.items()}
 
-    def end(plan: TrialPlan, result: TrialResult) -> None:
-        results[plan.key] = result
+    def end(key: str, result: TrialResult) -> None:
+        results[key] = result
         if on_result is not None:
             on_result(result)
 
-    whole = {plan.key: outcome_of(plan) for plan in plans}
     step = 1
     while len(results) < len(plans):
         if should_stop is not None and should_stop():
             break
-        for plan in plans:
-            if plan.key not in results and step >= whole[plan.key].steps:
-                end(plan, whole[plan.key])
+        for key, result in whole.items():
+            if key not in results and step >= result.steps:
+                end(key, result)
         if judge is not None:
-            progress = [
-                TrialProgress(
-                    key=plan.key,
-                    plan=plan,
-                    steps=min(step, whole[plan.key].steps),
-                    crossings=outcome_of(plan, ran=step).crossings,
-                    running=plan.key not in results,
-                )
-                for plan in plans
-            ]
-            stopped = judge.hopeless(progress)
-            for plan in plans:
-                if plan.key in stopped:
-                    cut = outcome_of(plan, ran=step)
-                    fields = {**vars(cut), "steps": step, "stopped_by": "race"}
-                    end(plan, TrialResult(**fields))
+            progress = [_seen(key, whole[key], step, key not in results) for key in named]
+            for key in judge.hopeless(progress):
+                cut = outcome_of(named[key], ran=step)
+                end(key, dataclasses.replace(cut, steps=step, stopped_by="race"))
         step += max(1, int(step * 0.04))
-    return [results[plan.key] for plan in plans if plan.key in results]
+    return [results[key] for key in named if key in results]
+
+
+def _seen(key: str, whole: TrialResult, step: int, running: bool) -> TrialProgress:
+    crossings = tuple(
+        dataclasses.replace(
+            c,
+            first=c.first if c.first is not None and c.first <= step else None,
+            sustained=c.sustained if c.sustained is not None and c.sustained <= step else None,
+        )
+        for c in whole.crossings
+    )
+    return TrialProgress(
+        key=key,
+        plan=whole.plan,
+        steps=min(step, whole.steps),
+        crossings=crossings,
+        running=running,
+    )

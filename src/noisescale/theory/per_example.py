@@ -43,14 +43,9 @@ class PerExample:
     def of(cls, recipe: Recipe) -> Self:
         """State a recipe per example."""
         B, m = recipe.batch_size, recipe.momentum or 0.0
-        adam = recipe.optimizer.startswith("adam")
         return cls(
             recipe=recipe,
-            tau=(
-                per.adam_temperature(lr=recipe.lr, batch_size=B)
-                if adam
-                else per.temperature(lr=recipe.lr, batch_size=B, momentum=m)
-            ),
+            tau=rate_coordinate(recipe),
             decays={
                 name: per.decay_per_example(decay=decay, batch_size=B)
                 for name, decay in _decays(recipe).items()
@@ -86,13 +81,8 @@ class PerExample:
             for name, mu in self.decays.items()
         }
         m = kept.get("momentum", 0.0)
-        adam = self.recipe.optimizer.startswith("adam")
-        lr = (
-            per.adam_rate(tau=self.tau, batch_size=batch_size)
-            if adam
-            else per.rate_at_temperature(tau=self.tau, batch_size=batch_size, momentum=m)
-        )
-        changes: dict[str, Any] = {"lr": lr, "batch_size": batch_size, **_keys(kept)}
+        changes: dict[str, Any] = {"batch_size": batch_size, **_keys(kept)}
+        changes["lr"] = lr = rate_of(self.recipe.with_changes(**changes), self.tau)
         if self.eps is not None:
             changes["eps"] = per.adam_eps(per_example=self.eps, batch_size=batch_size)
         if self.shrinkage is not None:
@@ -110,6 +100,38 @@ class PerExample:
             steps = [max(1, round(examples / batch_size)) for examples in self.milestones]
             changes["schedule"] = {**(self.recipe.schedule or {}), "milestones": steps}
         return changes
+
+
+SQUARE_ROOT = ("adam", "lamb")
+"""Kinds of optimizer whose rate goes with the square root of the batch size while noise
+dominates; the others' goes in proportion. (paper: Malladi et al. 2022, sec. 5; You et al. 2020)"""
+
+
+def rate_coordinate(recipe: Recipe) -> float:
+    """Return a recipe's rate per example, as its optimizer means it.
+
+    Args:
+        recipe: its optimizer, rate, batch size and momentum are used.
+    """
+    if recipe.optimizer_kind in SQUARE_ROOT:
+        return per.adam_temperature(lr=recipe.lr, batch_size=recipe.batch_size)
+    return per.temperature(
+        lr=recipe.lr, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0
+    )
+
+
+def rate_of(recipe: Recipe, tau: float) -> float:
+    """Return the learning rate of a rate per example: the inverse of :func:`rate_coordinate`.
+
+    Args:
+        recipe: its optimizer, batch size and momentum are used, its own rate is not.
+        tau: rate per example.
+    """
+    if recipe.optimizer_kind in SQUARE_ROOT:
+        return per.adam_rate(tau=tau, batch_size=recipe.batch_size)
+    return per.rate_at_temperature(
+        tau=tau, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0
+    )
 
 
 def _decays(recipe: Recipe) -> dict[str, float]:

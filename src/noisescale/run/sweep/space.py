@@ -15,7 +15,7 @@ from typing import Any, Self
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Recipe
 from noisescale.theory import temperature as per
-from noisescale.theory.per_example import PerExample
+from noisescale.theory.per_example import PerExample, rate_coordinate, rate_of
 
 Point = Mapping[str, float]
 """Coordinates by the name of their dimension."""
@@ -97,7 +97,7 @@ def coordinate(name: str, value: float, recipe: Recipe) -> float:
     """
     B, m = recipe.batch_size, recipe.momentum or 0.0
     if name == "lr":
-        return _rate_coordinate(recipe, value)
+        return rate_coordinate(recipe.with_changes(lr=value))
     if name in ("momentum", "beta1", "beta2"):
         return per.half_life(decay=value, batch_size=B)
     if name == "weight_decay":
@@ -135,7 +135,7 @@ def recipe_at(recipe: Recipe, point: Point, batch_size: int) -> Recipe:
         changes["total_examples"] = max(1, round(point["total_examples"]))
         changes["schedule"] = recipe.schedule or {"kind": "cosine"}
     base = base.with_changes(**changes)
-    base = base.with_changes(lr=_rounded(_rate(base, point["lr"])))
+    base = base.with_changes(lr=_rounded(rate_of(base, point["lr"])))
     if "weight_decay" in point:
         wd = per.weight_decay_of_shrinkage(
             shrinkage=point["weight_decay"],
@@ -157,7 +157,7 @@ def point_of(recipe: Recipe, names: Sequence[str]) -> dict[str, float]:
     return {name: coordinate(name, _value(name, recipe), recipe) for name in names}
 
 
-def extrapolated(tuned: Mapping[int, float], batch_size: int, *, adam: bool) -> float:
+def extrapolated(tuned: Mapping[int, float], batch_size: int, *, square_root: bool) -> float:
     """Return the rate's best coordinate expected at a batch size not tuned yet.
 
     A power law through the two nearest tuned sizes, held within what trainings show: SGD's best
@@ -166,19 +166,20 @@ def extrapolated(tuned: Mapping[int, float], batch_size: int, *, adam: bool) -> 
     Args:
         tuned: best coordinate by batch size, at least one.
         batch_size: where to.
-        adam: whether the coordinate is Adam's.
+        square_root: whether the optimizer's rate goes with the square root of the batch size.
     """
     near = sorted(tuned, key=lambda size: abs(math.log(size / batch_size)))
-    slope = FIRST_SLOPE[adam]
+    slope = FIRST_SLOPE[square_root]
     if len(near) > 1:
         a, b = near[:2]
         slope = math.log(tuned[a] / tuned[b]) / math.log(a / b)
-    low, high = SLOPES[adam]
+    low, high = SLOPES[square_root]
     return float(tuned[near[0]] * (batch_size / near[0]) ** min(max(slope, low), high))
 
 
 SLOPES = {False: (-1.0, 0.0), True: (-0.5, 0.5)}
-"""Bounds of the exponent of the best coordinate, by whether it is Adam's: the rate itself then
+"""Bounds of the exponent of the best coordinate, by whether the optimizer's rate goes with
+the square root: the rate itself then
 grows like a power of B between 0 and 1. (measured: linear at small B, then saturated)"""
 
 FIRST_SLOPE = {False: -0.25, True: 0.0}
@@ -219,20 +220,6 @@ def _value(name: str, recipe: Recipe) -> float:
             f"give bounds, for example --over {name}=LOW:HIGH",
         )
     return value
-
-
-def _rate_coordinate(recipe: Recipe, lr: float) -> float:
-    if recipe.optimizer_kind == "adam":
-        return per.adam_temperature(lr=lr, batch_size=recipe.batch_size)
-    return per.temperature(lr=lr, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0)
-
-
-def _rate(recipe: Recipe, tau: float) -> float:
-    if recipe.optimizer_kind == "adam":
-        return per.adam_rate(tau=tau, batch_size=recipe.batch_size)
-    return per.rate_at_temperature(
-        tau=tau, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0
-    )
 
 
 def _betas(recipe: Recipe, point: Point, batch_size: int) -> tuple[float, float]:
