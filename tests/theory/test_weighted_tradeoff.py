@@ -29,9 +29,9 @@ def slow_cost(b: float, late: np.ndarray, steps: np.ndarray, errors: np.ndarray)
         ours = np.square(z[~late]).sum() + 2 * (~late).sum() * x[1]
         return float(ours - 2 * log_ndtr(-z[late]).sum())
 
-    start = [np.mean(r[~late]), 0.0]
-    best = minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
-    return float(best.fun)
+    start = [np.average(r[~late], weights=errors[~late] ** -2), 1.0]
+    once = minimize(cost, start, method="Nelder-Mead")
+    return float(minimize(cost, once.x, method="Nelder-Mead", tol=1e-10).fun)
 
 
 @pytest.mark.parametrize("censored", [0, 1])
