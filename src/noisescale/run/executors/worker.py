@@ -1,0 +1,112 @@
+"""A process that trains one trial after another for :class:`LocalExecutor`.
+
+It reads JSON lines from one pipe and writes JSON lines to another; its standard output is the
+user's. It ignores Ctrl-C, which is for its parent, and dies with its parent: at once by the
+kernel's signal on Linux, and by the end of its pipe anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import Any
+
+from noisescale.errors import InvalidInputError
+from noisescale.records import TrialPlan
+from noisescale.run.executors.executor import WorkerSpec
+from noisescale.run.executors.one_trial import limit_threads, load_trainer, run_one
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Inbox:
+    """What the parent sends, read by a thread so that it is heard during a trial as well."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.stopped = threading.Event()
+        self._file = os.fdopen(descriptor, "rb")
+        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def first(self) -> dict[str, Any]:
+        """Return the settings, which come before all else."""
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            _end_group()
+        settings: dict[str, Any] = json.loads(line)
+        threading.Thread(target=self._read, daemon=True).start()
+        return settings
+
+    def next(self) -> dict[str, Any]:
+        """Wait for the next plan."""
+        return self._messages.get()
+
+    def _read(self) -> None:
+        for line in self._file:
+            message = json.loads(line)
+            if "stop" in message:
+                self.stopped.set()
+            else:
+                self._messages.put(message)
+        _end_group()
+
+
+class Outbox:
+    """Whole lines to the parent."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def send(self, **message: Any) -> None:
+        """Send one message; that the parent is gone ends this process."""
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError:
+            _end_group()
+
+
+def main(inbox: Inbox, outbox: Outbox) -> None:
+    """Load what the parent names, then train what it sends, for ever."""
+    settings = inbox.first()
+    _die_with_parent(settings["parent"])
+    try:
+        trainer = load_trainer(WorkerSpec.from_dict(settings["spec"]))
+        limit_threads(settings["threads"])
+        outbox.send(ready=True)
+        while True:
+            plan = TrialPlan.from_dict(inbox.next()["plan"])
+            result = run_one(trainer, plan, inbox.stopped.is_set)
+            outbox.send(result=result.to_dict())
+    except InvalidInputError as problem:
+        outbox.send(refused=[problem.value, problem.requirement, problem.remedy])
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        _end_group()
+
+
+def _end_group() -> None:
+    """End this process and what the user's code started in it."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def start() -> None:
+    """Run as the parent starts it: ``... IN OUT`` are the numbers of the two pipes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    descriptors = [int(text) for text in sys.argv[-2:]]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    main(Inbox(descriptors[0]), Outbox(descriptors[1]))
