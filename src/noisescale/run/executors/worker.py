@@ -1,8 +1,8 @@
 """A process that trains one trial after another for :class:`LocalExecutor`.
 
 It reads JSON lines from one pipe and writes JSON lines to another; its standard output is the
-user's. It ignores Ctrl-C, which is for its parent, and dies with its parent: at once by the
-kernel's signal on Linux, and by the end of its pipe anywhere.
+user's. It ignores Ctrl-C, which is for its parent, and dies with its parent, and what the user's
+code started in it too: at once by the kernel on Linux, by the end of its pipe anywhere.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Outbox:
             _end_group()
 
 
-def main(inbox: Inbox, outbox: Outbox) -> None:
+def main(inbox: Inbox, outbox: Outbox, lifeline: int) -> None:
     """Load what the parent names, then train what it sends, for ever."""
+    _die_with_parent(lifeline)
     settings = inbox.first()
-    _die_with_parent(settings["parent"])
     try:
         trainer = load_trainer(WorkerSpec.from_dict(settings["spec"]))
         limit_threads(settings["threads"])
@@ -88,12 +88,23 @@ def main(inbox: Inbox, outbox: Outbox) -> None:
         outbox.send(refused=[problem.value, problem.requirement, problem.remedy])
 
 
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        _end_group()
+def _die_with_parent(lifeline: int) -> None:
+    """Ask Linux to kill this group when the parent's end of a pipe closes, which stays silent.
+
+    A thread that waits for that, as :class:`Inbox` has, needs Python's lock, which a trial may
+    hold for long. That the parent is dead already is found by reading the settings.
+    """
+    if sys.platform != "linux":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError, AttributeError):
+        # Where something else holds the pipe open; kills this process alone.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _end_group() -> None:
@@ -104,9 +115,9 @@ def _end_group() -> None:
 
 
 def start() -> None:
-    """Run as the parent starts it: ``... IN OUT`` are the numbers of the two pipes."""
+    """Run as the parent starts it: ``... IN OUT LIFELINE`` are the numbers of its pipes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    descriptors = [int(text) for text in sys.argv[-2:]]
+    descriptors = [int(text) for text in sys.argv[-3:]]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    main(Inbox(descriptors[0]), Outbox(descriptors[1]))
+    main(Inbox(descriptors[0]), Outbox(descriptors[1]), descriptors[2])

@@ -47,18 +47,19 @@ class WorkerProcess:
         self._words = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed by kill()
         theirs_in, self._input = os.pipe()
         self.output, theirs_out = os.pipe()
+        # Nothing is ever written to it: that it closes is what it says.
+        their_line, self._lifeline = os.pipe()
+        theirs = [theirs_in, theirs_out, their_line]
         try:
-            self._process = self._start([theirs_in, theirs_out], threads)
+            self._process = self._start(theirs, threads)
         except BaseException:
-            os.close(self._input)
-            os.close(self.output)
-            self._words.close()
+            self._close()
             raise
         finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
+            for descriptor in theirs:
+                os.close(descriptor)
         os.set_blocking(self.output, False)
-        self._send(spec=spec.to_dict(), threads=threads, parent=os.getpid())
+        self._send(spec=spec.to_dict(), threads=threads)
 
     def train(self, plan: TrialPlan) -> None:
         """Give it its next trial; that it is dead is noticed by :meth:`death`."""
@@ -110,8 +111,11 @@ class WorkerProcess:
         """Kill it and what it started, and wait until it is gone."""
         self._signal_group()
         self._process.wait()
-        os.close(self._input)
-        os.close(self.output)
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._input, self.output, self._lifeline):
+            os.close(descriptor)
         self._words.close()
 
     def _signal_group(self) -> None:
