@@ -119,11 +119,15 @@ def _family(table: TrialTable) -> _Found | None:
     noise = cells.noise if repeated else UNREPEATED_NOISE
     slow = _slow_points(table, bounds, eligible)
     bowl, noise = _smoothed(table, eligible, cells.filled, slow, noise, repeated)
-    values = cells.filled.T @ bowl.weights[: len(eligible)]
+    weights = bowl.weights[: len(eligible)]
+    values = cells.filled.T @ weights
     if repeated:
         seeds = len(table.seeds)
-        spread = float(values.std(ddof=1)) / math.sqrt(seeds)
-        error, freedom = math.hypot(spread, bowl.model_error), float(seeds - 1)
+        # Filled cells have no noise of their own: what they lack is added.
+        lack = 1 / np.maximum(table.run[eligible], 1) - 1 / seeds
+        filled = float(weights**2 @ lack) * cells.noise**2
+        square = float(values.var(ddof=1)) / seeds + filled + bowl.model_error**2
+        error, freedom = math.sqrt(square), float(seeds - 1)
     else:
         error, freedom = bowl.error, None
     shift = bowl.least - float(values.mean())
@@ -147,14 +151,36 @@ def _smoothed(
     values = np.concatenate([means, slow[others]])
     late = np.arange(len(values)) >= len(eligible)
     counts = np.concatenate([table.reached[eligible].sum(axis=1), np.ones(len(others))])
+    low, high, gap = _reach(table, eligible)
     for _ in range(1 if repeated else 10):
-        bowl = lowest(places=places, values=values, noise=noise / np.sqrt(counts), bounded=late)
+        bowl = lowest(
+            places=places,
+            values=values,
+            noise=noise / np.sqrt(counts),
+            bounded=late,
+            low=low,
+            high=high,
+            gap=gap,
+        )
         if repeated:
             break
         before, noise = noise, _scatter(bowl, places[~late], means, noise)
         if abs(noise - before) < 1e-3 * noise:
             break
     return bowl, noise
+
+
+def _reach(table: TrialTable, eligible: Indices) -> tuple[Array, Array, Array]:
+    """Return where the minimum may lie, half-way to the next slow or diverged point, and gaps."""
+    low, high, gap = [], [], []
+    for ours, tried in zip(table.places[eligible].T, table.places.T, strict=True):
+        places = np.unique(tried)
+        below, above = places[places < ours.min()], places[places > ours.max()]
+        low.append((ours.min() + (below[-1] if len(below) else ours.min())) / 2)
+        high.append((ours.max() + (above[0] if len(above) else ours.max())) / 2)
+        lines = len(places) ** (1 / len(table.names))
+        gap.append(np.ptp(places) / max(lines - 1, 1))
+    return np.array(low), np.array(high), np.array(gap)
 
 
 def _scatter(bowl: Bowl, places: Array, means: Array, noise: float) -> float:
