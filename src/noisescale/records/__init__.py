@@ -35,6 +35,7 @@ from noisescale.records.sweep import (
     TunedSteps,
     TuningOutcome,
 )
+from noisescale.records.sweep_result import SweepResult
 from noisescale.records.target import Target
 from noisescale.records.tradeoff import FitQuality, Interval, Tradeoff
 from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialResult
@@ -63,6 +64,7 @@ __all__ = [
     "SpeedFailure",
     "SpeedPoint",
     "SweepCurve",
+    "SweepResult",
     "Target",
     "ThroughputKnee",
     "Tradeoff",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class TrialPlan(Record):
     evaluate_share: float = 0.04
     hold: int = 3
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of everything above: 16 hexadecimal digits."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -5,6 +5,8 @@ The same results always ask for the same trials: after a kill the search goes on
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -91,18 +93,25 @@ class Tuning:
     targets: tuple[str, ...]
     max_steps: int
     seed: int = 0
+    _made: dict[tuple[str, int], TrialPlan] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def plan(self, point: Point, number: int) -> TrialPlan:
         """Return the trial of a point and of the seed of that number, from 0."""
-        seed = self.seed + number
-        return TrialPlan(
-            workload=self.workload,
-            recipe=recipe_at(self.recipe, point, self.batch_size),
-            seed=seed,
-            order_seed=seed,
-            targets=self.targets,
-            max_steps=self.max_steps,
-        )
+        made = self._made.get((_name(point), number))
+        if made is None:
+            # Asked for again at every look at the rounds.
+            seed = self.seed + number
+            made = self._made[_name(point), number] = TrialPlan(
+                workload=self.workload,
+                recipe=recipe_at(self.recipe, point, self.batch_size),
+                seed=seed,
+                order_seed=seed,
+                targets=self.targets,
+                max_steps=self.max_steps,
+            )
+        return made
 
     def next_plans(self, done: Results) -> list[TrialPlan]:
         """Return the trials to run next; none when the search is over.
@@ -125,9 +134,31 @@ class Tuning:
                 break
         return list(found.values())
 
+    def best_rate(self, done: Results) -> float | None:
+        """Return the best settings' rate coordinate, geometric mean over targets.
+
+        Args:
+            done: results of all that was asked for.
+
+        Returns:
+            None where no target was reached.
+        """
+        field_ = _Field(tuning=self, done=done)
+        for plans in self._rounds(field_):
+            if not all(finished(done.get(plan.key)) for plan in plans):
+                return None
+        bests = [
+            field_.standings(target, "first", seeds=self.search.first_seeds)[0]
+            for target in self.targets
+        ]
+        logs = [math.log(point["lr"]) for score, point in bests if score.reached]
+        return math.exp(statistics.fmean(logs)) if logs else None
+
     def rounds(self, done: Results) -> Iterator[list[TrialPlan]]:
         """Yield the trials of each round; a round is asked for once those before are done."""
-        field_ = _Field(tuning=self, done=done)
+        return self._rounds(_Field(tuning=self, done=done))
+
+    def _rounds(self, field_: _Field) -> Iterator[list[TrialPlan]]:
         scouts = range(self.search.first_seeds)
         yield field_.enter(field_.first_points(), scouts)
         for widening in range(WIDENINGS):
