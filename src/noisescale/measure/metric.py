@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from noisescale.measure.drawn import Draw
 from noisescale.measure.rules.parts import Part, square_sum
+from noisescale.measure.rules.registry import Call
 from noisescale.measure.squares import squared_norm
 
 
@@ -38,13 +40,17 @@ class Metric(abc.ABC):
         Args:
             index: the parameter's, in the inventory.
             parts: the uses of the parameter by the same examples; g_i is their sum. Where
-                :meth:`sample` drew some, of those alone: the sum stands for all.
+                :meth:`sample` drew some, of those alone, scaled: the sum stands for all.
             shape: the parameter's.
         """
 
-    def sample(self, size: int) -> Tensor | None:
-        """Draw the examples whose squares the next sums are made of; None for all ``size``."""
-        del size
+    def sample(self, calls: Sequence[Call]) -> Draw | None:
+        """Draw the examples whose squares the next sums are made of; None for all.
+
+        Args:
+            calls: the calls of layers that the sums are made of, complete.
+        """
+        del calls
         return None
 
     def settle(self, *, effective: float, factor: float) -> None:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import check_choice, check_count
+from noisescale.measure.drawn import Draw, draw, sizes
 from noisescale.measure.gradients import Inventory
 from noisescale.measure.metric import Euclidean, Metric
 from noisescale.measure.restated import Restated
 from noisescale.measure.rules.parts import Part, wide
+from noisescale.measure.rules.registry import Call
 from noisescale.measure.rules.scratch import buffers
 from noisescale.measure.rules.weighted import coordinate_square_sum, weighted_square_sum
 from noisescale.measure.second_moments import (
@@ -30,9 +32,13 @@ from noisescale.measure.second_moments import (
 from noisescale.measure.squares import squared_norm
 
 AT_MOST = 128
-"""Examples per layer and step whose weighted squares are taken, drawn at random. A few of many
-cost little, but what a rare large gradient adds to both moments then no longer cancels. (measured:
-docs/lab-log.md, 2026-11-21)"""
+"""Examples per layer and step whose weighted squares are taken, drawn by the size of their
+gradients. A few of many cost little, but what a rare large gradient adds to both moments cancels
+only if it is among them. (measured: benchmarks/adam_draws.py)"""
+
+DEAR = 4
+"""So many times fewer where an example has several positions: there a square is dear, and sizes
+tell it within a few percent. (measured: benchmarks/adam_draws.py)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,9 @@ class AdamNorm:
         batch_size: the batch size, in examples, whose v is meant; None for the v in use. The v of
             another size is made of per-example second moments, which source ``examples``
             averages over the measured steps with the optimizer's own memory.
-        at_most: examples per layer and measured step whose squares are taken, drawn at random
-            from those of the step; None for all. The estimate stays unbiased and gets much noisier.
+        at_most: examples per layer and measured step whose squares are taken, a quarter of it
+            where an example has several positions, drawn at random by the size of their gradients;
+            None for all. The estimate stays unbiased and gets noisier.
         seed: of those draws.
     """
 
@@ -145,7 +152,7 @@ class AdamMetric(Metric):
         self._slots = inventory.slots
         self._generator = torch.Generator().manual_seed(norm.seed)
         self._drawn = (0, 0)
-        self._share = 1.0
+        self._index = {id(slot.tensor): i for i, slot in enumerate(self._slots)}
         self._owners: dict[int, Mapping[str, Any]] = {}
         self._weights: dict[int, tuple[Tensor, Scalar]] = {}
         self._buffers: dict[int, Tensor] = {}
@@ -175,22 +182,34 @@ class AdamMetric(Metric):
     def square_sum(self, index: int, parts: Sequence[Part], shape: torch.Size) -> Tensor:
         """Return the sum over the examples of sum_j g_ij^2 / D_j^power."""
         if self._restated is not None:
-            self._restated.add(index, coordinate_square_sum(parts, shape) / self._share)
+            self._restated.add(index, coordinate_square_sum(parts, shape))
         found = self._weight(index)
         if found is None:
             return self._slots[index].tensor.new_zeros(())
         weight, factor = found
-        return weighted_square_sum(parts, shape, weight) * (factor / self._share)
+        return weighted_square_sum(parts, shape, weight) * factor
 
-    def sample(self, size: int) -> Tensor | None:
-        """Draw which examples of a call to take."""
-        most = self.norm.at_most
-        if most is None or size <= most:
-            self._share = 1.0
+    def sample(self, calls: Sequence[Call]) -> Draw | None:
+        """Draw which examples of the calls to take."""
+        most, size = self.norm.at_most, calls[0].size
+        if most is None:
             return None
-        self._drawn = (most, size)
-        self._share = most / size
-        return torch.randperm(size, generator=self._generator)[:most]
+        if any(g is not None and g.dim() > 2 for call in calls for g in call.gradients):
+            most = max(1, most // DEAR)
+        if size <= most:
+            return None
+        self._drawn = (min(most, self._drawn[0] or most), size)
+        bounds = torch.stack([sizes(call, self._weights_of(call)) for call in calls]).sum(0)
+        return draw(bounds, most, float(torch.rand((), generator=self._generator)))
+
+    def _weights_of(self, call: Call) -> dict[str, Tensor]:
+        found = {}
+        for key, parameter in call.layer._parameters.items():
+            index = self._index.get(id(parameter))
+            weight = None if index is None else self._weight(index)
+            if weight is not None:
+                found[key] = weight[0]
+        return found
 
     def settle(self, *, effective: float, factor: float) -> None:
         """Learn per-example second moments from a step that was measured."""

@@ -69,8 +69,8 @@ def lone_square_sums(
                 if key in slots
             }
     if rule.step(call) >= call.size:
-        examples = metric.sample(call.size)
-        call = call if examples is None else call.take(examples)
+        drawn = metric.sample([call])
+        call = call if drawn is None else drawn.take(call)
         return {
             slots[key]: metric.square_sum(slots[key], [part], shapes[slots[key]])
             for key, part in rule.parts(call, slice(0, call.size)).items()
@@ -82,10 +82,10 @@ def lone_square_sums(
 def _drawn(uses: Mapping[int, Sequence[Use]], metric: Metric) -> Mapping[int, Sequence[Use]]:
     """The uses by the examples that the metric draws, the same ones in every call."""
     calls = {id(use.call): use.call for several in uses.values() for use in several}
-    examples = metric.sample(next(iter(calls.values())).size)
-    if examples is None:
+    drawn = metric.sample(list(calls.values()))
+    if drawn is None:
         return uses
-    fewer = {name: call.take(examples) for name, call in calls.items()}
+    fewer = {name: drawn.take(call) for name, call in calls.items()}
     return {
         index: [Use(use.rule, fewer[id(use.call)], use.key) for use in several]
         for index, several in uses.items()
