@@ -37,13 +37,13 @@ OUTSIDE = {
     "plan": {"numpy"},
     "measure": {"numpy", "scipy", "torch"},
     "train": {"torch"},
-    "run": {"numpy", "torch", "sklearn"},
+    "run": {"numpy", "torch", "sklearn", "ray", "submitit"},
     "report": {"jinja2", "matplotlib", "rich", "markupsafe"},
     "cli": {"click", "rich"},
     "__main__": set(),
     "__init__": set(),
 }
-LAZY = {"scipy", "matplotlib", "jinja2", "markupsafe", "rich", "sklearn"}
+LAZY = {"scipy", "matplotlib", "jinja2", "markupsafe", "rich", "sklearn", "ray", "submitit"}
 """Imported only inside functions."""
 
 FILES = sorted(SRC.rglob("*.py"))

@@ -6,18 +6,18 @@ import os
 import selectors
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import TrialPlan, TrialResult
+from noisescale.run.executors.deaths import Deaths
 from noisescale.run.executors.executor import (
     RETRIES,
     OnResult,
     ShouldStop,
     WorkerSpec,
-    without_result,
 )
 from noisescale.run.executors.memory_evidence import count_oom_kills
 from noisescale.run.executors.worker_process import WorkerProcess, name_of_death
@@ -93,9 +93,8 @@ class _Crew:
         self._on_result = on_result
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
-        self._kills: Counter[str] = Counter()
+        self._deaths = Deaths(executor.retries)
         self._lost_starts = 0
-        self._starved: set[str] = set()
         self._oom_kills = count_oom_kills()
 
     def work(self, should_stop: ShouldStop) -> None:
@@ -164,7 +163,17 @@ class _Crew:
         if not ready:
             self._mourn_start(status, death)
         elif plan is not None:
-            self._retry_or_record(plan, status, death, seconds)
+            result = self._deaths.verdict(
+                plan,
+                death,
+                for_memory=status == -signal.SIGKILL and self._system_killed(),
+                its_own=status >= 0,
+                seconds=seconds,
+            )
+            if result is None:
+                self._waiting.append(plan)
+            else:
+                self._on_result(result)
 
     def _mourn_start(self, status: int, death: str) -> None:
         self._lost_starts += 1
@@ -174,20 +183,6 @@ class _Crew:
                 f"{death} while loading it, {self._lost_starts} in a row",
                 "load it in a Python of its own to see why",
             )
-
-    def _retry_or_record(self, plan: TrialPlan, status: int, death: str, seconds: float) -> None:
-        self._kills[plan.key] += 1
-        kills = self._kills[plan.key]
-        if status == -signal.SIGKILL and self._system_killed():
-            self._starved.add(plan.key)
-        if status < 0 and kills <= self._executor.retries:
-            self._waiting.append(plan)
-            return
-        starved = plan.key in self._starved
-        detail = death + (", for want of memory" if starved else "")
-        detail += f", {kills} times" if kills > 1 else ""
-        why = "memory" if starved else "crash"
-        self._on_result(without_result(plan, why=why, detail=detail, seconds=seconds))
 
     def _system_killed(self) -> bool:
         """Whether the system has killed for want of memory since this was last asked."""
