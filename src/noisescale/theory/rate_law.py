@@ -18,8 +18,10 @@ MIN_SIZES = 4
 BEYOND = 5.0
 """The saturation is looked for this far beyond the tested sizes, in logarithms: there the law
 is a plain power, or constant. (assumed)"""
-POWERS = np.linspace(-0.5, 2.0, 251)
+POWERS = (-0.5, 2.5)
 """Exponents tried; 1 is linear scaling, 0.5 square root. (assumed)"""
+GRID, ZOOMS = 121, 4
+"""Places tried of either parameter, and grids, each finer than the one before. (assumed)"""
 NOTHING = Interval(point=None, low=None, high=None)
 
 
@@ -108,35 +110,42 @@ def _fitted(x: Array, y: Array, left_out: tuple[int, ...], level: float) -> Rate
     from scipy.special import fdtri
 
     n = len(x)
-    places = np.linspace(x.min() - BEYOND, x.max() + BEYOND, 241)
-    bend = np.logaddexp(0.0, places[:, None] - x)
-    y0, bend0 = y - y.mean(), bend - bend.mean(axis=1, keepdims=True)
-    # RSS(p, Bn) = sum (y0 + p bend0)^2, shape (places, powers).
-    yb, bb = bend0 @ y0, np.square(bend0).sum(axis=1)
-    rss = np.maximum(y0 @ y0 + 2 * POWERS * yb[:, None] + POWERS**2 * bb[:, None], 0.0)
-    limit = (rss.min() + 1e-12 * n) * (1 + float(fdtri(1, n - 3, level)) / (n - 3))
-    at, power = np.unravel_index(int(np.argmin(rss)), rss.shape)
-    top = y.mean() + POWERS * bend.mean(axis=1)[:, None]
-    inside = rss <= limit
-    where = places[inside.any(axis=1)]
-    found = POWERS[inside.any(axis=0)]
-    open_low, open_high = where[0] == places[0], where[-1] == places[-1]
+    edges = float(x.min()) - BEYOND, float(x.max()) + BEYOND
+    places, powers = np.linspace(*edges, GRID), np.linspace(*POWERS, GRID)
+    for _ in range(ZOOMS):
+        bend = np.logaddexp(0.0, places[:, None] - x)
+        middle = bend.mean(axis=1, keepdims=True)
+        yb, bb = (bend - middle) @ (y - y.mean()), np.square(bend - middle).sum(axis=1)
+        # RSS = sum (y0 + p bend0)^2, shape (places, powers).
+        rss = np.square(y - y.mean()).sum() + 2 * powers * yb[:, None] + powers**2 * bb[:, None]
+        rss = np.maximum(rss, 0.0)
+        limit = (rss.min() + 1e-12 * n) * (1 + float(fdtri(1, n - 3, level)) / (n - 3))
+        inside = rss <= limit
+        where, found = places[inside.any(axis=1)], powers[inside.any(axis=0)]
+        at, power = np.unravel_index(int(np.argmin(rss)), rss.shape)
+        best = float(places[at]), float(powers[power])
+        top = y.mean() + powers * middle
+        room = np.sqrt(np.maximum(limit - rss, 0.0) / n)
+        rates = float(top[at, power]), (top - room)[inside].min(), (top + room)[inside].max()
+        # The best of a coarse grid is not the best: the next grid is finer about it.
+        places, powers = _finer(where, places, edges), _finer(found, powers, POWERS)
+    open_low, open_high = where[0] <= edges[0] + 1e-9, where[-1] >= edges[1] - 1e-9
     known = not (open_low or open_high)
     return RateLaw(
         exponent=Interval(
-            point=float(POWERS[power]),
+            point=best[1],
             low=float(found[0]) if found[0] > POWERS[0] else None,
-            high=float(found[-1]) if found[-1] < POWERS[-1] else None,
+            high=float(found[-1]) if found[-1] < POWERS[1] else None,
         ),
         saturation=Interval(
-            point=float(np.exp(places[at])) if known else None,
+            point=float(np.exp(best[0])) if known else None,
             low=0.0 if open_low else float(np.exp(where[0])),
             high=None if open_high else float(np.exp(where[-1])),
         ),
         rate_max=Interval(
-            point=float(np.exp(top[at, power])) if known else None,
-            low=float(np.exp(top[inside].min())),
-            high=None if open_high else float(np.exp(top[inside].max())),
+            point=float(np.exp(rates[0])) if known else None,
+            low=float(np.exp(rates[1])),
+            high=None if open_high else float(np.exp(rates[2])),
         ),
         rms_log_error=float(np.sqrt(rss.min() / n)),
         sizes=len(np.unique(x)),
@@ -144,6 +153,12 @@ def _fitted(x: Array, y: Array, left_out: tuple[int, ...], level: float) -> Rate
         level=level,
         detail=_detail(open_low=bool(open_low), open_high=bool(open_high)),
     )
+
+
+def _finer(inside: Array, before: Array, edges: tuple[float, float]) -> Array:
+    step = float(before[1] - before[0])
+    low = max(float(inside[0]) - step, edges[0])
+    return np.linspace(low, min(float(inside[-1]) + step, edges[1]), GRID)
 
 
 def _detail(*, open_low: bool, open_high: bool) -> str:

@@ -13,8 +13,10 @@ Array = npt.NDArray[np.float64]
 
 MIN_SIZES = 5
 """Batch sizes that must have reached the target: four parameters and one to check."""
-KNOTS = 121
+KNOTS = 61
 """Places tried for each end, on a logarithmic grid. (assumed)"""
+ZOOMS = 4
+"""Grids, each finer about what the one before left possible. (assumed)"""
 MARGIN = 0.35
 """The grid of ends passes the tested sizes by this share of their range, so that an end that
 was not seen shows as open. (assumed)"""
@@ -75,96 +77,106 @@ class _Grid:
     """Least squares for every pair of ends."""
 
     def __init__(self, x: Array, y: Array, pull: Array) -> None:
-        self.x, self.y, self.pull = x, y, pull
+        self.x, self.y, self.weight = x, y, pull**2
         margin = MARGIN * (x[-1] - x[0])
-        self.knots = np.linspace(x[0] - margin, x[-1] + margin, KNOTS)
-        first, second = np.triu_indices(KNOTS)
-        self.first, self.second = first, second
-        self.fit(self.knots[first][:, None], self.knots[second][:, None])
+        self.edges = float(x[0] - margin), float(x[-1] + margin)
 
-    def fit(self, start: Array, end: Array) -> None:
-        """Solve for c and p; shape (pairs,) each."""
-        x = self.x
-        # Share of the way from the first end to the second.
+    def fit(self, starts: Array, ends: Array) -> None:
+        """Solve for c and p at every start with every later end."""
+        first, second = (table.ravel() for table in np.meshgrid(starts, ends, indexing="ij"))
+        later = first <= second
+        self.start, self.end = first[later], second[later]
+        start, end, x = self.start[:, None], self.end[:, None], self.x
         gap = np.maximum(end - start, 1e-9)
+        # Share of the way from the first end to the second.
         share = np.clip((x - start) / gap, 0, 1)
-        shift = -np.minimum(x, start) * (x < start) - start * (x >= start) * (1 - share)
-        c, p = self._solve(1 - share, share, self.y - shift)
+        shift = np.where(x < start, -x, -start * (1 - share))
+        c, p, c_var, p_var = self._solve(1 - share, share, self.y - shift)
         # The middle piece falls, and not faster than in proportion.
-        fall = c - start[:, 0] - p
+        fall = c - self.start - p
         wrong = (fall < 0) | (fall > gap[:, 0])
         bound = np.where(fall < 0, 0.0, gap[:, 0])
         # At the bound p = c - start - bound: one level is left.
         offset = shift - share * (start + bound[:, None])
-        weight = self.pull**2 / np.sum(self.pull**2)
-        level = (self.y - offset) @ weight
-        c = np.where(wrong, level, c)
-        p = np.where(wrong, level - start[:, 0] - bound, p)
-        fitted = (1 - share) * c[:, None] + share * p[:, None] + shift
-        self.c, self.p = c, p
-        self.rss = np.square(self.pull * (self.y - fitted)).sum(axis=1)
+        level = (self.y - offset) @ self.weight / self.weight.sum()
+        self.c = np.where(wrong, level, c)
+        self.p = np.where(wrong, level - self.start - bound, p)
+        fitted = (1 - share) * self.c[:, None] + share * self.p[:, None] + shift
+        self.rss = (self.weight * np.square(self.y - fitted)).sum(axis=1)
+        single = 1 / self.weight.sum()
+        self.c_var = np.where(wrong, single, c_var)
+        self.p_var = np.where(wrong, single, p_var)
 
-    def _solve(self, u: Array, v: Array, y: Array) -> tuple[Array, Array]:
-        w = self.pull**2
-        uu, vv, uv = (w * u * u).sum(1), (w * v * v).sum(1), (w * u * v).sum(1)
-        uy, vy = (w * u * y).sum(1), (w * v * y).sum(1)
+    def _solve(self, u: Array, v: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+        w = self.weight
         # Where one level has no data the other is found alone.
-        small = 1e-9
-        det = (uu + small) * (vv + small) - uv**2
-        return ((vv + small) * uy - uv * vy) / det, ((uu + small) * vy - uv * uy) / det
+        uu, vv = (w * u * u).sum(1) + 1e-9, (w * v * v).sum(1) + 1e-9
+        uv, uy, vy = (w * u * v).sum(1), (w * u * y).sum(1), (w * v * y).sum(1)
+        det = uu * vv - uv**2
+        c, p = (vv * uy - uv * vy) / det, (uu * vy - uv * uy) / det
+        return c, p, vv / det, uu / det
 
     def regimes(self, level: float) -> Regimes:
         from scipy.special import fdtri
 
-        n, best = len(self.x), int(np.argmin(self.rss))
-        start, end = self.knots[self.first], self.knots[self.second]
+        n = len(self.x)
         freedom = max(n - 4, 1)
-        floor = 1e-12 * n
-        limit = (self.rss[best] + floor) * (1 + float(fdtri(1, freedom, level)) / freedom)
-        inside = self.rss <= limit
-        edges = self.knots[0], self.knots[-1]
-        rms = float(np.sqrt(np.mean(np.square(self._rest(best)))))
-        gap = float(end[best] - start[best])
-        slope = -float(self.c[best] - start[best] - self.p[best]) / gap if gap > 1e-6 else None
-        shown = self.x[0] < start, end < self.x[-1]
+        wider = 1 + float(fdtri(1, freedom, level)) / freedom
+        starts = ends = np.linspace(*self.edges, KNOTS)
+        for _ in range(ZOOMS):
+            self.fit(starts, ends)
+            # The best of a coarse grid is not the best: the next grid is finer about it.
+            limit = (float(self.rss.min()) + 1e-12 * n) * wider
+            inside = self.rss <= limit
+            starts = self._finer(self.start[inside], starts)
+            ends = self._finer(self.end[inside], ends)
+        best = int(np.argmin(self.rss))
+        start, end = float(self.start[best]), float(self.end[best])
+        room = np.sqrt(np.maximum(limit - self.rss[inside], 0.0))
+        slope = -float(self.c[best] - start - self.p[best]) / (end - start) if end > start else None
+        first_seen = bool((self.start[inside] > self.x[0]).all())
+        last_seen = bool((self.end[inside] < self.x[-1]).all())
+        c = float(self.c[best]), self.c[inside], room * np.sqrt(self.c_var[inside])
+        p = float(self.p[best]), self.p[inside], room * np.sqrt(self.p_var[inside])
         return Regimes(
-            perfect_end=_interval(start[best], start[inside], *edges, self.x),
-            useful_end=_interval(end[best], end[inside], *edges, self.x),
-            examples=_level(self.c[best], self.c[inside], bool(shown[0][inside].all())),
-            plateau=_level(self.p[best], self.p[inside], bool(shown[1][inside].all())),
+            perfect_end=self._end(start, self.start[inside]),
+            useful_end=self._end(end, self.end[inside]),
+            examples=_level(*c, first_seen),
+            plateau=_level(*p, last_seen),
             middle_slope=slope,
-            small_slope=_free_slope(self.x, self.y, float(start[best]), level),
-            rms_log_error=rms,
+            small_slope=_free_slope(self.x, self.y, start, level),
+            rms_log_error=float(np.sqrt(np.mean(np.square(self._rest(best))))),
             level=level,
-            detail=_detail(start[best], end[best], self.x),
+            detail=_detail(start, end, self.x),
+        )
+
+    def _finer(self, inside: Array, before: Array) -> Array:
+        step = float(before[1] - before[0])
+        low = max(float(inside.min()) - step, self.edges[0])
+        return np.linspace(low, min(float(inside.max()) + step, self.edges[1]), KNOTS)
+
+    def _end(self, best: float, inside: Array) -> Interval:
+        """Return an end with its interval; one that reaches the grid's edge is open."""
+        low, high = float(inside.min()), float(inside.max())
+        shut = low > self.edges[0] + 1e-9, high < self.edges[1] - 1e-9
+        known = all(shut) and self.x[0] <= best <= self.x[-1]
+        return Interval(
+            point=float(np.exp(best)) if known else None,
+            low=float(np.exp(low)) if shut[0] else 0.0,
+            high=float(np.exp(high)) if shut[1] else None,
         )
 
     def _rest(self, best: int) -> Array:
-        start, end = self.knots[self.first[best]], self.knots[self.second[best]]
+        start, end = self.start[best], self.end[best]
         share = np.clip((self.x - start) / max(end - start, 1e-9), 0, 1)
-        line = np.where(self.x < start, self.c[best] - self.x, self.c[best] - start)
-        fitted = np.where(
-            self.x < start, line, (1 - share) * (self.c[best] - start) + share * self.p[best]
-        )
-        rest: Array = self.y - fitted
+        flat = (1 - share) * (self.c[best] - start) + share * self.p[best]
+        rest: Array = self.y - np.where(self.x < start, self.c[best] - self.x, flat)
         return rest
 
 
-def _interval(best: float, inside: Array, lowest: float, highest: float, x: Array) -> Interval:
-    """Return a point with its ends; one that reaches the grid's end is open."""
-    low, high = float(inside.min()), float(inside.max())
-    shut = low > lowest + 1e-9, high < highest - 1e-9
-    point = float(np.exp(best)) if all(shut) and x[0] <= best <= x[-1] else None
-    return Interval(
-        point=point,
-        low=float(np.exp(low)) if shut[0] else 0.0,
-        high=float(np.exp(high)) if shut[1] else None,
-    )
-
-
-def _level(best: float, inside: Array, seen: bool) -> Interval:
+def _level(best: float, inside: Array, room: Array, seen: bool) -> Interval:
     """Return a level; where its regime may not have been seen only one side is known."""
-    low, high = float(np.exp(inside.min())), float(np.exp(inside.max()))
+    low, high = float(np.exp((inside - room).min())), float(np.exp((inside + room).max()))
     if seen:
         return Interval(point=float(np.exp(best)), low=low, high=high)
     # Without a plateau steps may fall on; without perfect scaling examples may.
