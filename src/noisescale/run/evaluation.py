@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,16 +44,20 @@ class Evaluator:
             split: ``train`` or ``validation``.
             metric: ``loss`` or a name of the workload's metrics.
         """
-        batches = self._batches.get(split) or self._cut(split)
-        if split not in self._batches and self._may_keep(split):
-            batches = self._batches[split] = list(batches)
         total = torch.zeros((), dtype=torch.float64)
         count = 0
         with evaluating(model):
-            for size, batch in batches:
-                total += size * self._mean(model, batch, metric).double().cpu()
+            for size, batch in self.batches(split):
+                total += size * self.mean(model, batch, metric).double().cpu()
                 count += size
         return float(total / count)
+
+    def batches(self, split: str) -> Iterable[tuple[int, Any]]:
+        """Return the split's batches on the device, each with its number of examples."""
+        batches = self._batches.get(split) or self._cut(split)
+        if split not in self._batches and self._may_keep(split):
+            batches = self._batches[split] = list(batches)
+        return batches
 
     def initial_loss(self, model: nn.Module) -> float:
         """Return the loss on a few fixed training examples; infinite when not finite."""
@@ -69,7 +73,8 @@ class Evaluator:
         parts = parts if isinstance(parts, tuple | list) else (parts,)
         return split == "train" or all(isinstance(part, torch.Tensor) for part in parts)
 
-    def _mean(self, model: nn.Module, batch: Any, metric: str) -> torch.Tensor:
+    def mean(self, model: Any, batch: Any, metric: str) -> torch.Tensor:
+        """Return the mean of a quantity over one batch, a scalar."""
         if metric == "loss":
             loss: torch.Tensor = self._workload.loss(model, batch)
             return loss.reshape(())

@@ -1,0 +1,142 @@
+"""Stacked or one by one, and how many side by side: decided by a few timed steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from noisescale.records.trial import TrialPlan
+from noisescale.run.trials.alone import LoneTrial
+from noisescale.run.trials.passages import Passages
+from noisescale.run.trials.quantities import TrialEvaluator
+from noisescale.run.trials.stacked.feed import Feed
+from noisescale.run.trials.stacked.routes import Route
+from noisescale.run.trials.stacked.stack import Stack
+from noisescale.run.trials.units import RunningTrial
+from noisescale.workload import Workload
+
+TIMED_SECONDS = 0.02
+"""Wall time over which steps of one candidate are timed. (assumed)"""
+
+FEWEST_STEPS = 3
+"""Steps timed at least; the fastest counts. (assumed)"""
+
+LONGEST_STEP = 0.3
+"""Wider stacks are not tried once a step would take so many seconds. (assumed)"""
+
+WORSE = 1.25
+"""Nor once a width is so many times slower per trial than the best. (assumed)"""
+
+TIE = 0.97
+"""A wider stack must be faster than this share of a narrower one's time. (assumed)"""
+
+NARROWEST = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How trials are trained.
+
+    Attributes:
+        route: how they are stacked; None for one by one.
+        width: trials side by side.
+        stacked_seconds: per step and trial at that width, when it was measured.
+        alone_seconds: the same one by one.
+    """
+
+    route: Route | None
+    width: int
+    stacked_seconds: float | None = None
+    alone_seconds: float | None = None
+
+
+def choose(
+    workload: Workload,
+    plans: Sequence[TrialPlan],
+    route: Route,
+    feed: Feed,
+    evaluator: TrialEvaluator,
+    *,
+    widest: int,
+    forced: bool = False,
+) -> Choice:
+    """Time a few steps of each way, which are thrown away, and take the fastest.
+
+    Args:
+        workload: model and data.
+        plans: trials that can be stacked together, at least one.
+        route: the fastest sound one.
+        feed: makes batches.
+        evaluator: holds the evaluation data.
+        widest: most trials side by side, by memory and by workers.
+        forced: stacked whatever one by one takes.
+    """
+    if len(plans) < NARROWEST and not forced:
+        return Choice(route=None, width=1)
+    width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
+    if forced:
+        return Choice(route=route, width=width, stacked_seconds=stacked)
+    alone = _alone_seconds(workload, plans[0])
+    kept = route if stacked <= alone else None
+    return Choice(route=kept, width=width, stacked_seconds=stacked, alone_seconds=alone)
+
+
+def _best_width(
+    workload: Workload,
+    plans: Sequence[TrialPlan],
+    route: Route,
+    feed: Feed,
+    evaluator: TrialEvaluator,
+    widest: int,
+) -> tuple[int, float]:
+    ordered = sorted(plans, key=lambda plan: plan.order_seed)
+    if not route.joins_orders:
+        orders = [plan.order_seed for plan in plans]
+        most = max(set(orders), key=orders.count)
+        ordered = [plan for plan in plans if plan.order_seed == most]
+    largest = max(1, min(widest, len(ordered)))
+    best_width, best = 0, float("inf")
+    for width in _widths(largest):
+        trials = [
+            RunningTrial(plan=plan, place=0, passages=Passages(plan)) for plan in ordered[:width]
+        ]
+        stack = Stack(route, workload, feed, evaluator, trials)
+        with torch.no_grad():
+            seconds = fastest(stack.step) / width
+        if seconds < TIE * best:
+            best_width, best = width, seconds
+        if seconds > WORSE * best or 2 * width * seconds > LONGEST_STEP:
+            break
+    return best_width, best
+
+
+def _widths(largest: int) -> list[int]:
+    """Return widths to try, ascending, the last one the largest.
+
+    >>> _widths(48)
+    [3, 6, 12, 24, 48]
+    """
+    widths = [largest]
+    while widths[-1] > 2 * NARROWEST:
+        widths.append(-(-widths[-1] // 2))
+    return widths[::-1]
+
+
+def _alone_seconds(workload: Workload, plan: TrialPlan) -> float:
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)
+        return fastest(LoneTrial(workload, plan).step)
+
+
+def fastest(step: Callable[[], None]) -> float:
+    """Return the seconds of the fastest of some calls; the first call is not timed."""
+    step()
+    taken: list[float] = []
+    while len(taken) < FEWEST_STEPS or sum(taken) < TIMED_SECONDS:
+        began = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - began)
+    return min(taken)

@@ -1,0 +1,1 @@
+"""Many trials of one batch size trained as one stacked model."""

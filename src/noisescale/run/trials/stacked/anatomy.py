@@ -1,0 +1,152 @@
+"""What a loss does with its model, found out by watching one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Loss = Callable[[Any, Any], Any]
+
+
+class StandIn:
+    """Takes a model's place and answers every call with the same output.
+
+    It has no other attribute: a loss that wants more of its model fails on it, and is not taken
+    apart.
+
+    Args:
+        output: the answer.
+    """
+
+    def __init__(self, output: Any) -> None:
+        self._output = output
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Return the output."""
+        return self._output
+
+
+class _Watched:
+    """Passes calls on to a model and notes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        output = self._model(*inputs, **named)
+        self.calls.append((inputs, named, output))
+        return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """A model that is a chain of layers, applied once to one tensor of the batch.
+
+    Attributes:
+        layers: in the order of their calls.
+        places: of each layer's weight and bias among the trained parameters; None where it has
+            none.
+        input: place of the model's input among the batch's tensors.
+        spec: shape of the batch as nested containers.
+        output: the model's output for the batch that was watched.
+        widest: numbers per example of the largest activation.
+        numbers: numbers per example of all activations.
+    """
+
+    layers: tuple[nn.Module, ...]
+    places: tuple[tuple[int | None, int | None], ...]
+    input: int
+    spec: TreeSpec
+    output: Tensor
+    widest: int
+    numbers: int
+
+    def batch(self, leaves: Sequence[Any]) -> Any:
+        """Put a batch together from its tensors."""
+        return tree_unflatten(leaves, self.spec)
+
+
+def take_apart(model: nn.Module, loss: Loss, batch: Any) -> Anatomy | None:
+    """Return the anatomy of a model under a loss; None when it is no chain of layers.
+
+    Args:
+        model: one copy of it.
+        loss: ``loss(model, batch)``.
+        batch: some examples.
+    """
+    watched = _Watched(model)
+    calls: list[tuple[nn.Module, tuple[Any, ...], Any]] = []
+    with ExitStack() as stack:
+        for module in model.modules():
+            if next(module.children(), None) is None:
+                handle = module.register_forward_hook(
+                    lambda module, inputs, output: calls.append((module, inputs, output))
+                )
+                stack.callback(handle.remove)
+        try:
+            loss(watched, batch)
+        except AttributeError:  # it wants more of the model than to call it
+            return None
+    leaves, spec = tree_flatten(batch)
+    if len(watched.calls) != 1 or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return None
+    inputs, named, output = watched.calls[0]
+    fed = [place for place, leaf in enumerate(leaves) if inputs and leaf is inputs[0]]
+    if named or len(inputs) != 1 or len(fed) != 1 or not _is_chain(calls, inputs[0], output):
+        return None
+    layers = tuple(module for module, _, _ in calls)
+    places = _places(model, layers)
+    if places is None:
+        return None
+    sizes = [out.numel() // max(1, len(out)) for _, _, out in calls]
+    return Anatomy(
+        layers=layers,
+        places=places,
+        input=fed[0],
+        spec=spec,
+        output=output.detach(),
+        widest=max(sizes),
+        numbers=sum(sizes),
+    )
+
+
+def _is_chain(
+    calls: Sequence[tuple[nn.Module, tuple[Any, ...], Any]], start: Tensor, end: Any
+) -> bool:
+    """Whether each layer takes what the one before gave, and nothing else."""
+    current: Any = start
+    for _, inputs, output in calls:
+        if len(inputs) != 1 or inputs[0] is not current:
+            return False
+        current = output
+    return bool(calls) and isinstance(end, Tensor) and current is end
+
+
+def _places(
+    model: nn.Module, layers: Sequence[nn.Module]
+) -> tuple[tuple[int | None, int | None], ...] | None:
+    """Find every layer's parameters; None where one is shared, frozen, unused or unusual."""
+    if any(True for _ in model.buffers()):
+        return None
+    number = {id(parameter): j for j, parameter in enumerate(model.parameters())}
+    places, used = [], 0
+    for layer in layers:
+        own = dict(layer.named_parameters())
+        if not set(own) <= {"weight", "bias"} or not all(p.requires_grad for p in own.values()):
+            return None
+        weight, bias = own.get("weight"), own.get("bias")
+        places.append(
+            (
+                None if weight is None else number[id(weight)],
+                None if bias is None else number[id(bias)],
+            )
+        )
+        used += len(own)
+    distinct = {place for pair in places for place in pair if place is not None}
+    return tuple(places) if used == len(distinct) == len(number) else None

@@ -1,0 +1,223 @@
+"""Stacked multi-layer perceptrons: batched products, the backward pass written out.
+
+Activations lie as (trials, features, examples). The first layer of all trials that see the same
+batch is one product, their weights side by side along the hidden dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisescale.run.trials.stacked.anatomy import Anatomy
+from noisescale.run.trials.stacked.groups import Groups
+from noisescale.run.trials.stacked.heads import Head
+from noisescale.run.trials.stacked.shelf import columns
+from noisescale.run.trials.stacked.updates import Update
+
+COPIES_BELOW = 0.25
+"""Unequal groups: up to so many examples per hidden unit every trial gets its own copy of the
+inputs, which is then small beside its weights. (assumed)"""
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """An elementwise function.
+
+    Attributes:
+        forward: may overwrite its argument.
+        backward: from the gradient by the output, the input (unless overwritten) and the output.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def activation(layer: nn.Module) -> Activation | None:
+    """Return what a layer does to each element; None when it is no such layer."""
+    kind: Any = type(layer)
+    if kind is nn.ReLU:
+        return Activation(
+            forward=torch.relu_, backward=lambda d, _, h: aten.threshold_backward(d, h, 0)
+        )
+    if kind is nn.Tanh:
+        return Activation(forward=torch.tanh_, backward=lambda d, _, h: aten.tanh_backward(d, h))
+    if kind is nn.Sigmoid:
+        return Activation(
+            forward=torch.sigmoid_, backward=lambda d, _, h: aten.sigmoid_backward(d, h)
+        )
+    if kind is nn.GELU:
+        how: Any = layer.approximate
+        return Activation(
+            forward=lambda z: nn.functional.gelu(z, approximate=how),
+            backward=lambda d, z, _: aten.gelu_backward(d, z, approximate=how),
+        )
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """One Linear and what follows it.
+
+    Attributes:
+        weight: place of its weight.
+        bias: place of its bias, or None.
+        then: the activation, or None.
+    """
+
+    weight: int
+    bias: int | None
+    then: Activation | None
+
+
+def passes_through(layer: nn.Module) -> bool:
+    """Whether a layer changes nothing."""
+    return type(layer) is nn.Identity or (type(layer) is nn.Dropout and not layer.p)
+
+
+def perceptron(anatomy: Anatomy) -> list[Affine] | None:
+    """Return the anatomy as Linear layers with at most one activation after each, or None."""
+    found: list[Affine] = []
+    for layer, (weight, bias) in zip(anatomy.layers, anatomy.places, strict=True):
+        flat = type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1
+        if passes_through(layer) or flat:
+            continue
+        if type(layer) is nn.Linear and weight is not None:
+            found.append(Affine(weight=weight, bias=bias, then=None))
+            continue
+        follows = activation(layer)
+        if follows is None or not found or found[-1].then is not None:
+            return None
+        last = found[-1]
+        found[-1] = Affine(weight=last.weight, bias=last.bias, then=follows)
+    return found or None
+
+
+class DenseNetwork:
+    """Many perceptrons of one shape.
+
+    Args:
+        affines: their layers.
+        head: what the loss makes of their outputs.
+        input: place of the input among the batch's tensors.
+    """
+
+    name = "products"
+    joins_orders = True
+
+    def __init__(self, affines: Sequence[Affine], head: Head, input: int) -> None:
+        self._affines, self.head, self.input = affines, head, input
+
+    def step(self, update: Update, leaves: Sequence[Tensor], groups: Groups) -> None:
+        """Hand the gradients of all trials to their update.
+
+        Args:
+            update: holds the weights.
+            leaves: the batch's tensors, shape (groups, examples, ...).
+            groups: which trials see which batch.
+        """
+        weights = update.weights.parts
+        inputs = leaves[self.input].flatten(2)
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        for affine in self._affines:
+            if after:
+                before.append(_apply(affine, weights, after[-1]))
+            else:
+                before.append(self._first(weights, inputs, groups))
+            after.append(_activate(affine, before[-1]))
+        slope = self.head.slope(after[-1], leaves, groups)
+        if update.scale is not None:
+            slope = slope.mul_(columns(update.scale, slope))
+        for depth in range(len(self._affines) - 1, -1, -1):
+            affine = self._affines[depth]
+            if affine.then is not None:
+                slope = affine.then.backward(slope, before[depth], after[depth])
+            if depth == 0:
+                self._hand_over_first(update, slope, inputs, groups)
+                continue
+            below = torch.bmm(weights[affine.weight].transpose(1, 2), slope)
+            update.product(affine.weight, slice(None), slope, after[depth - 1].transpose(1, 2))
+            if affine.bias is not None:
+                update.value(affine.bias, slope.sum(2))
+            slope = below
+
+    def outputs(self, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """Return outputs on one batch that all trials share, shape (trials, classes, examples).
+
+        Args:
+            weights: per parameter, shape (trials, ...).
+            inputs: shape (examples, ...).
+        """
+        first, *rest = self._affines
+        hidden = _activate(first, _side_by_side(first, weights, inputs.flatten(1).T))
+        for affine in rest:
+            hidden = _activate(affine, _apply(affine, weights, hidden))
+        return hidden
+
+    def _first(self, weights: Sequence[Tensor], inputs: Tensor, groups: Groups) -> Tensor:
+        affine = self._affines[0]
+        weight = weights[affine.weight]
+        trials, hidden, features = weight.shape
+        examples = inputs.shape[1]
+        if groups.even:
+            views = weight.view(groups.count, -1, features), inputs.transpose(1, 2)
+            if affine.bias is None:
+                return torch.bmm(*views).view(trials, hidden, examples)
+            bias = weights[affine.bias].view(groups.count, -1, 1)
+            return torch.baddbmm(bias, *views).view(trials, hidden, examples)
+        if examples <= COPIES_BELOW * hidden:
+            own = inputs.index_select(0, groups.owner)
+            return _apply(affine, weights, own.transpose(1, 2))
+        parts = [
+            _side_by_side(affine, [part[rows] for part in weights], x.T)
+            for rows, x in zip(groups.rows, inputs, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _hand_over_first(
+        self, update: Update, slope: Tensor, inputs: Tensor, groups: Groups
+    ) -> None:
+        affine = self._affines[0]
+        everyone = slice(None)
+        if affine.bias is not None:
+            update.value(affine.bias, slope.sum(2))
+        _, hidden, examples = slope.shape
+        if groups.even:
+            left = slope.reshape(groups.count, -1, examples)
+            update.product(affine.weight, everyone, left, inputs)
+        elif examples <= COPIES_BELOW * hidden:
+            own = inputs.index_select(0, groups.owner)
+            update.product(affine.weight, everyone, slope, own)
+        else:
+            for rows, x in zip(groups.rows, inputs, strict=True):
+                left = slope[rows].reshape(1, -1, examples)
+                update.product(affine.weight, rows, left, x.unsqueeze(0))
+
+
+def _apply(affine: Affine, weights: Sequence[Tensor], hidden: Tensor) -> Tensor:
+    weight = weights[affine.weight]
+    if affine.bias is None:
+        return torch.bmm(weight, hidden)
+    return torch.baddbmm(weights[affine.bias].unsqueeze(2), weight, hidden)
+
+
+def _activate(affine: Affine, z: Tensor) -> Tensor:
+    return z if affine.then is None else affine.then.forward(z)
+
+
+def _side_by_side(affine: Affine, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Apply the first layer of several trials to inputs of shape (features, examples)."""
+    weight = weights[affine.weight]
+    trials, hidden, _ = weight.shape
+    if affine.bias is None:
+        flat = torch.mm(weight.flatten(0, 1), inputs)
+    else:
+        flat = torch.addmm(weights[affine.bias].reshape(-1, 1), weight.flatten(0, 1), inputs)
+    return flat.view(trials, hidden, -1)
