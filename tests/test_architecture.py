@@ -14,13 +14,14 @@ import noisescale
 SRC = Path(__file__).resolve().parents[1] / "src" / "noisescale"
 
 FOUNDATION = {"errors", "records"}
-BELOW_RUN = FOUNDATION | {"workload", "theory", "plan", "measure", "train"}
+BELOW_RUN = FOUNDATION | {"workload", "theory", "plan", "formats", "measure", "train"}
 LAYERS = {
     "errors": set(),
     "records": {"errors"},
     "workload": FOUNDATION,
     "theory": FOUNDATION,
     "plan": FOUNDATION | {"theory"},
+    "formats": FOUNDATION,
     "measure": FOUNDATION | {"workload", "theory"},
     "train": FOUNDATION | {"theory", "plan"},
     "run": BELOW_RUN,
@@ -35,6 +36,7 @@ OUTSIDE = {
     "workload": set(),
     "theory": {"numpy", "scipy"},
     "plan": {"numpy"},
+    "formats": set(),
     "measure": {"numpy", "scipy", "torch"},
     "train": {"torch"},
     "run": {"numpy", "torch", "sklearn", "ray", "submitit"},
@@ -133,6 +135,7 @@ def test_the_public_surface() -> None:
         "read_tradeoff",
         "scan_speed",
         "split_batch",
+        "sweep",
     ]
     for name in noisescale.__all__:
         assert getattr(noisescale, name) is not None

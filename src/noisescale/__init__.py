@@ -32,6 +32,7 @@ _LAZY = {
     "advise": "noisescale.run.advise",
     "measure_workload": "noisescale.run.measuring",
     "read_tradeoff": "noisescale.run.tradeoff_file",
+    "sweep": "noisescale.run.sweep.driver",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "read_tradeoff",
     "scan_speed",
     "split_batch",
+    "sweep",
 ]
 
 

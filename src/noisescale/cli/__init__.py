@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from noisescale import __version__
 from noisescale.cli.arguments import COUNT, SECONDS, SHARE, Counts, Number, workload_options
-from noisescale.cli.diverted import output_diverted
-from noisescale.cli.progress import Progress, showing
+from noisescale.cli.output import show, working
+from noisescale.cli.sweep import report, sweep
 from noisescale.errors import InvalidInputError, NoisescaleError, nearest
-
-if TYPE_CHECKING:
-    from noisescale.records import Record
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -142,7 +139,7 @@ def advise(
 
     if report is not None:
         check_ready(report)  # before minutes of measuring
-    with _working(as_json=as_json, quiet=quiet) as progress:
+    with working(as_json=as_json, quiet=quiet) as progress:
         from noisescale.run.advise import advise as run
 
         advice = run(
@@ -156,7 +153,7 @@ def advise(
         )
         if report is not None:
             write_page(advice, report)
-    _show(advice, "render_advice", as_json=as_json)
+    show(advice, "render_advice", as_json=as_json)
     if report is not None and not as_json:
         click.echo(f"Report: {report}")
 
@@ -188,13 +185,13 @@ def measure(
     **options: Any,
 ) -> None:
     """Measure the gradient noise scale along a short training."""
-    with _working(as_json=as_json, quiet=quiet) as progress:
+    with working(as_json=as_json, quiet=quiet) as progress:
         from noisescale.run.measuring import measure_workload
 
         measurement = measure_workload(
             workload, overrides=list(overrides), on_progress=progress, **options
         )
-    _show(measurement, "render_measurement", as_json=as_json)
+    show(measurement, "render_measurement", as_json=as_json)
 
 
 @cli.command()
@@ -215,34 +212,22 @@ def split(as_json: bool, **sizes: Any) -> None:
     """Complete a split: global = micro x accumulation x replicas."""
     from noisescale.plan.split import split_batch
 
-    _show(split_batch(**sizes), "render_split", as_json=as_json)
+    show(split_batch(**sizes), "render_split", as_json=as_json)
 
 
-@cli.command(short_help="Fit the steps law to a CSV file of tuned runs.")
-@click.argument("file", metavar="FILE.csv")
-@click.option("--target", help="Which goal's rows to fit, where the file holds several.")
+@cli.command(short_help="Fit the steps law to a CSV file or a store of tuned runs.")
+@click.argument("file", metavar="FILE.csv|STORE")
+@click.option("--target", help="Which goal's rows to fit, where there are several.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tradeoff(file: str, target: str | None, as_json: bool) -> None:
-    """Fit steps = Smin (1 + Bcrit/B) to a CSV with the columns batch_size and steps."""
+    """Fit steps = Smin (1 + Bcrit/B) to a CSV with the columns batch_size and steps.
+
+    A folder is taken for a store of noisescale sweep.
+    """
     from noisescale.run.tradeoff_file import read_tradeoff
 
-    _show(read_tradeoff(file, target=target), "render_tradeoff", as_json=as_json)
+    show(read_tradeoff(file, target=target), "render_tradeoff", as_json=as_json)
 
 
-def _show(record: Record, render: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(record.to_json(indent=2))
-        return
-    from noisescale.report import terminal
-
-    getattr(terminal, render)(record)
-
-
-@contextlib.contextmanager
-def _working(*, as_json: bool, quiet: bool) -> Iterator[Progress]:
-    """Show progress; keep what the user's code prints out of the JSON on standard output."""
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(showing(sys.stderr, quiet=quiet))
-        if as_json:
-            stack.enter_context(output_diverted())
-        yield progress
+for _command in (sweep, report):
+    cli.add_command(_command)

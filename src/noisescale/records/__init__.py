@@ -31,11 +31,12 @@ from noisescale.records.sweep import (
     RateLaw,
     Regimes,
     SweepCurve,
+    TrialCurve,
     TrialRow,
     TunedSteps,
     TuningOutcome,
 )
-from noisescale.records.sweep_result import SweepResult
+from noisescale.records.sweep_result import SettingSteps, SweepResult
 from noisescale.records.target import Target
 from noisescale.records.tradeoff import FitQuality, Interval, Tradeoff
 from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialResult
@@ -60,6 +61,7 @@ __all__ = [
     "Recipe",
     "Record",
     "Regimes",
+    "SettingSteps",
     "SpeedCurve",
     "SpeedFailure",
     "SpeedPoint",
@@ -69,6 +71,7 @@ __all__ = [
     "ThroughputKnee",
     "Tradeoff",
     "TrajectoryRow",
+    "TrialCurve",
     "TrialOutcome",
     "TrialPlan",
     "TrialResult",

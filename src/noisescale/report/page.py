@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import InvalidInputError
-from noisescale.records import Advice
+from noisescale.records import Advice, Record
 from noisescale.report import drawing, wording
 
 if TYPE_CHECKING:
@@ -75,8 +75,17 @@ def write_page(advice: Advice, path: str | Path) -> Path:
         InvalidInputError: the path cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    target = check_ready(path)
-    text = render_page(advice)
+    check_ready(path)
+    return write_whole(path, render_page(advice))
+
+
+def write_whole(path: str | Path, text: str) -> Path:
+    """Write a page's text; a file that is there is replaced only once the new one is complete.
+
+    Raises:
+        InvalidInputError: the path cannot be written.
+    """
+    target = check_writable(path)
     try:
         _replace(target.resolve(), text)
     except OSError as error:
@@ -90,6 +99,17 @@ def render_page(advice: Advice) -> str:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    return fill_in("page.html.j2", filters=_filters(), context=_context(advice))
+
+
+def fill_in(name: str, *, filters: dict[str, Callable[..., str]], context: dict[str, Any]) -> str:
+    """Return a template of ours as HTML, what is put in escaped.
+
+    Args:
+        name: of its file.
+        filters: by name.
+        context: what it shows; names that are missing are errors.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -99,8 +119,8 @@ def render_page(advice: Advice) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(_filters())
-    return environment.get_template("page.html.j2").render(_context(advice))
+    environment.filters.update(filters)
+    return environment.get_template(name).render(context)
 
 
 def _cannot_write(path: str | Path, requirement: str, remedy: str) -> InvalidInputError:
@@ -141,8 +161,6 @@ def _filters() -> dict[str, Callable[..., str]]:
 
 
 def _context(advice: Advice) -> dict[str, Any]:
-    from markupsafe import Markup
-
     from noisescale.report import figures
 
     limits = advice.limits
@@ -161,13 +179,20 @@ def _context(advice: Advice) -> dict[str, Any]:
         "undrawn": len(known) - len(figures.drawn_rows(advice)),
         "recipe": [(name, value) for name, value in recipe.items() if value is not None],
         "figures": _figures(advice),
-        "json": Markup(advice.to_json().translate(_JSON_ESCAPES)),
-        "css": _template("style.css"),
-        "script": _template("whatif.js"),
+        "json": json_block(advice),
+        "css": template("style.css"),
+        "script": template("whatif.js"),
     }
 
 
-def _template(name: str) -> Markup:
+def json_block(record: Record) -> Markup:
+    """Return a record as JSON that cannot end the script element it stands in."""
+    from markupsafe import Markup
+
+    return Markup(record.to_json().translate(_JSON_ESCAPES))
+
+
+def template(name: str) -> Markup:
     """Read a part of the page that is ours and must not be escaped."""
     from markupsafe import Markup
 
@@ -187,14 +212,20 @@ def _figures(advice: Advice) -> dict[str, dict[str, Markup]]:
         ),
         "tradeoff": lambda width: figures.tradeoff_figure(advice, width=width),
     }
+    return at_both_widths(draw)
+
+
+def at_both_widths(draw: dict[str, Callable[[float], Figure]]) -> dict[str, dict[str, Markup]]:
+    """Draw every figure for a desktop and for a phone."""
     widths = {"wide": drawing.WIDE, "narrow": drawing.NARROW}
     return {
-        name: {kind: _inline(make(width), f"{name}-{kind}-") for kind, width in widths.items()}
+        name: {kind: inline(make(width), f"{name}-{kind}-") for kind, width in widths.items()}
         for name, make in draw.items()
     }
 
 
-def _inline(figure: Figure, prefix: str) -> Markup:
+def inline(figure: Figure, prefix: str) -> Markup:
+    """Return a figure as inline SVG in the page's colours."""
     from markupsafe import Markup
 
     text = drawing.to_svg(figure, prefix=prefix)

@@ -25,14 +25,15 @@ def read_tradeoff(
     target: str | None = None,
     unit: str = "examples",
 ) -> Tradeoff:
-    """Fit the steps law to a CSV file of tuned runs.
+    """Fit the steps law to a CSV file, or to the store of a sweep.
 
     Columns ``batch_size`` and ``steps``; optionally ``censored`` (true/false/1/0: the target
     was not reached within ``steps``), ``target`` (the goal's name) and others such as ``seed``,
-    which are not read. A byte-order mark, spaces and blank lines do no harm.
+    which are not read. A byte-order mark, spaces and blank lines do no harm. A folder is taken
+    for a store: each batch size is tuned over its trials first.
 
     Args:
-        path: the file, comma-separated, UTF-8.
+        path: the file, comma-separated, UTF-8; or a store's folder.
         level: confidence level of each interval, between 0 and 1.
         target: which goal's rows to fit; needed where the file holds several.
         unit: what batch sizes count.
@@ -45,6 +46,8 @@ def read_tradeoff(
             holds a value that cannot be used (row and column are named), holds several
             targets without a choice, or all batch sizes are equal.
     """
+    if Path(path).is_dir():
+        return _of_store(Path(path), level=level, target=target)
     runs = [_run(row) for row in _rows(Path(path))]
     runs, chosen = _of_target(runs, target, str(path))
     if len(runs) < 2:
@@ -60,6 +63,39 @@ def read_tradeoff(
         level=level,
         target=chosen,
         unit=unit,
+    )
+
+
+def _of_store(path: Path, *, level: float, target: str | None) -> Tradeoff:
+    """Tune each batch size of a store, and fit the law to that."""
+    from noisescale.run.store import TrialStore
+    from noisescale.theory.sweep_curve import sweep_curve
+    from noisescale.theory.trial_table import trial_rows
+
+    store = TrialStore.open(path)
+    found = list(store.results())
+    names = sorted({name for result in found for name in result.plan.targets})
+    if target is None and len(names) > 1:
+        raise _several(str(path), names)
+    if not names or (target is not None and target not in names):
+        remedy = nearest(str(target), names) if names else "run noisescale sweep with it first"
+        raise InvalidInputError(f"{path}: target {target!r}", "no trial has it", remedy)
+    rows = trial_rows(found, target=target or names[0])
+    curve = sweep_curve(rows, target=target or names[0], level=level, unit=store.study.unit)
+    if curve.tradeoff is None:
+        raise InvalidInputError(
+            f"{path}: {curve.detail or 'one batch size'}",
+            "tuned steps at two or more batch sizes are required",
+            "run noisescale sweep at other batch sizes",
+        )
+    return curve.tradeoff
+
+
+def _several(path: str, names: Sequence[str]) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path}: targets {', '.join(names)}",
+        "rows of one target are required",
+        f"select one, for example target={names[-1]!r}",
     )
 
 
@@ -170,11 +206,7 @@ def _of_target(
     names = sorted({run.target or "(none)" for run in runs})
     if target is None:
         if len(names) > 1:
-            raise InvalidInputError(
-                f"{path}: targets {', '.join(names)}",
-                "rows of one target are required",
-                f"select one, for example target={names[-1]!r}",
-            )
+            raise _several(path, names)
         return list(runs), runs[0].target if runs else None
     kept = [run for run in runs if run.target == target]
     if not kept:

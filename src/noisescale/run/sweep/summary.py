@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from noisescale import __version__
 from noisescale.errors import InvalidInputError, nearest
-from noisescale.records import SweepCurve, SweepResult, TrialResult, TunedSteps, TuningOutcome
+from noisescale.records import (
+    SettingSteps,
+    SweepCurve,
+    SweepResult,
+    TrialResult,
+    TunedSteps,
+    TuningOutcome,
+)
 from noisescale.run.store import TrialStore
+from noisescale.run.sweep.race import setting_name
 from noisescale.run.sweep.request import Request
 from noisescale.run.sweep.rounds import Tuning
-from noisescale.run.sweep.standing import CROSSINGS
+from noisescale.run.sweep.standing import CROSSINGS, standing, steps_of
+from noisescale.theory.per_example import rate_coordinate
+from noisescale.theory.sweep_curve import sweep_curve
 from noisescale.theory.trial_table import trial_rows
-from noisescale.theory.tuned_steps import tuned_steps
 
 
 def summarise_sweep(
@@ -110,6 +120,7 @@ def _result(
         tradeoff=first.tradeoff,
         regimes=first.regimes,
         curves=curves,
+        settings=tuple(row for target in targets for row in _settings(found, target)),
         trials=len(found),
         outcomes=dict(Counter(result.outcome.value for result in found)),
         complete=not unfinished,
@@ -139,35 +150,43 @@ def _warnings(rows: Iterable[TunedSteps], unfinished: Sequence[int]) -> Iterable
             )
 
 
-def _by_size(found: Sequence[TrialResult]) -> dict[int, list[TrialResult]]:
-    sizes: dict[int, list[TrialResult]] = {}
-    for result in found:
-        sizes.setdefault(result.plan.recipe.batch_size, []).append(result)
-    return dict(sorted(sizes.items()))
-
-
 def _curve(found: Sequence[TrialResult], *, target: str, crossing: str, unit: str) -> SweepCurve:
-    rows = []
-    for of in _by_size(found).values():
-        table = trial_rows(of, target=target, crossing=crossing)
-        if table:
-            rows.append(tuned_steps(table, target=target, crossing=crossing))
-    return fit_curve(rows, target=target, crossing=crossing, unit=unit)
-
-
-def fit_curve(rows: Sequence[TunedSteps], *, target: str, crossing: str, unit: str) -> SweepCurve:
-    """Fit the laws to tuned steps."""
-    from noisescale.theory.tradeoff import fit_tradeoff
-
-    known = [row for row in rows if row.steps is not None]
-    law = None
-    if len(known) > 1:
-        law = fit_tradeoff(
-            batch_size=[row.batch_size for row in known],
-            steps=[row.steps or 0 for row in known],
+    rows = trial_rows(found, target=target, crossing=crossing)
+    if not rows:
+        return SweepCurve(
             target=target,
-            unit=unit,
+            crossing=crossing,
+            batch_sizes=(),
+            tradeoff=None,
+            regimes=None,
+            detail="no trial has ended yet",
         )
-    return SweepCurve(
-        target=target, crossing=crossing, batch_sizes=tuple(rows), tradeoff=law, regimes=None
+    return sweep_curve(rows, target=target, crossing=crossing, unit=unit)
+
+
+def _settings(found: Sequence[TrialResult], target: str) -> Iterable[SettingSteps]:
+    """Return what each setting took to a target, in order of batch size and rate."""
+    groups: dict[str, list[TrialResult]] = {}
+    for result in found:
+        if target in result.plan.targets:
+            groups.setdefault(setting_name(result.plan.recipe), []).append(result)
+    rows = [_setting(of, target) for of in groups.values()]
+    return sorted(rows, key=lambda row: (row.batch_size, row.lr))
+
+
+def _setting(of: Sequence[TrialResult], target: str) -> SettingSteps:
+    recipe = of[0].plan.recipe
+    score = standing(of, target)
+    near = [c.closest for r in of for c in r.crossings if c.target == target]
+    values = [value for value in near if value is not None]
+    return SettingSteps(
+        batch_size=recipe.batch_size,
+        target=target,
+        lr=recipe.lr,
+        temperature=rate_coordinate(recipe),
+        values={name: value for name, value in recipe.to_dict().items() if value is not None},
+        steps=score.steps if score.reached else None,
+        seeds=len(of),
+        reached=sum(math.isfinite(steps_of(result, target)) for result in of),
+        closest=(max if ">" in target else min)(values) if values else None,
     )
