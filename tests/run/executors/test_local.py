@@ -13,7 +13,7 @@ import pytest
 from noisescale.errors import InvalidInputError
 from noisescale.records import TrialOutcome, TrialPlan, TrialResult
 from noisescale.run.executors import local
-from noisescale.run.executors.executor import WorkerSpec
+from noisescale.run.executors.executor import WorkerSpec, held
 from noisescale.run.executors.local import LocalExecutor
 from noisescale.run.executors.memory_evidence import count_oom_kills
 from stub_trials import TRAIN
@@ -62,6 +62,21 @@ def test_slots_work_side_by_side_and_workers_are_used_again() -> None:
     workers = [each.detail for each in found.values()]
     assert len(set(workers)) == 2
     assert f"worker {os.getpid()}" not in workers
+
+
+def test_held_workers_are_used_by_the_next_run() -> None:
+    found: list[TrialResult] = []
+    executor = LocalExecutor(STUB, slots=1)
+    with held(executor):
+        for seed in range(2):
+            executor.run([plan(seed, workload="pid")], on_result=found.append)
+        kept = children(os.getpid())
+        executor.run([plan(2)], on_result=found.append, should_stop=lambda: True)
+        assert gone(kept)  # told to stop
+        executor.run([plan(3, workload="die")], on_result=found.append)
+    assert found[0].detail == found[1].detail == f"worker {kept.pop()}"
+    assert found[2].outcome is TrialOutcome.CRASHED
+    assert not children(os.getpid())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import TrialPlan, TrialResult
@@ -40,6 +40,7 @@ class LocalExecutor:
     that it killed for want of memory, as infeasible for memory. A worker that ends by itself (the
     user's code calls ``os._exit``) is not given the same trial twice. No process is left behind:
     workers ignore Ctrl-C, are killed when the run ends however it does, and die with the parent.
+    Within ``with executor:`` idle workers are kept from one run to the next.
 
     Args:
         spec: what the workers train.
@@ -66,6 +67,19 @@ class LocalExecutor:
             raise InvalidInputError(f"slots {slots}", "at least 1 is required", "give slots=1")
         self.retries = retries
         self.threads = max(1, cores // self.slots) if threads is None else threads
+        self._held = False
+        self._idle: list[WorkerProcess] = []
+
+    def __enter__(self) -> Self:
+        """Keep idle workers from now on."""
+        self._held = True
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Leave no worker behind."""
+        self._held = False
+        while self._idle:
+            self._idle.pop().kill()
 
     def run(
         self,
@@ -75,9 +89,11 @@ class LocalExecutor:
         should_stop: ShouldStop | None = None,
     ) -> None:
         """Train every plan in worker processes; see :class:`Executor`."""
-        crew = _Crew(self, plans, on_result)
+        crew = _Crew(self, plans, on_result, self._idle)
         try:
             crew.work(should_stop or (lambda: False))
+            if self._held:
+                self._idle = crew.release()
         finally:
             crew.disband()
 
@@ -86,13 +102,20 @@ class _Crew:
     """The workers of one run and what is left to do."""
 
     def __init__(
-        self, executor: LocalExecutor, plans: Sequence[TrialPlan], on_result: OnResult
+        self,
+        executor: LocalExecutor,
+        plans: Sequence[TrialPlan],
+        on_result: OnResult,
+        workers: list[WorkerProcess],
     ) -> None:
         self._executor = executor
         self._waiting = deque(plans)
         self._on_result = on_result
-        self._workers: list[WorkerProcess] = []
+        self._workers = workers
         self._selector = selectors.DefaultSelector()
+        for worker in workers:
+            self._selector.register(worker.output, selectors.EVENT_READ)
+        self._stopped = False
         self._deaths = Deaths(executor.retries)
         self._lost_starts = 0
         self._oom_kills = count_oom_kills()
@@ -106,6 +129,13 @@ class _Crew:
             self._hire()
             self._look()
 
+    def release(self) -> list[WorkerProcess]:
+        """Give the workers away; those that were told to stop are good for nothing more."""
+        if self._stopped:
+            return []
+        released, self._workers = self._workers, []
+        return released
+
     def disband(self) -> None:
         """Leave no worker behind."""
         while self._workers:
@@ -114,6 +144,7 @@ class _Crew:
 
     def _stop(self) -> None:
         """Let running trials report how far they are, for a moment."""
+        self._stopped = True
         self._waiting.clear()
         for worker in self._workers:
             worker.stop()
@@ -125,7 +156,8 @@ class _Crew:
     def _hire(self) -> None:
         """Start workers for what waits, and give the idle ones their next trial."""
         for worker in self._workers:
-            if self._waiting and worker.ready and worker.plan is None:
+            free = worker.ready and worker.plan is None and worker.death() is None
+            if self._waiting and free:
                 worker.train(self._waiting.popleft())
         idle = sum(worker.plan is None for worker in self._workers)
         room = self._executor.slots - len(self._workers)

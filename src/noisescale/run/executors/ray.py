@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from noisescale.errors import InvalidInputError, MissingExtraError
 from noisescale.records import TrialPlan, TrialResult
@@ -33,7 +33,8 @@ class RayExecutor:
     Ray's own retries are off: a trial whose worker or machine died is tried again, last of all,
     ``retries`` times and then recorded as crashed; where Ray's memory monitor killed it, as
     infeasible for memory. The workload must be importable on every machine under the same name.
-    A cluster that this started is shut down when the run ends; one that was there is left alone.
+    A cluster that this started is shut down when the run ends, or at the end of
+    ``with executor:``; one that was there is left alone.
 
     Args:
         spec: what the workers train.
@@ -65,6 +66,18 @@ class RayExecutor:
         self.retries = retries
         self.cpus = cpus
         self.gpus = gpus
+        self._held = False
+        self._started = False
+
+    def __enter__(self) -> Self:
+        """Keep the cluster from one run to the next."""
+        self._held = True
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Shut down what was started."""
+        self._held = False
+        self._shut_down()
 
     def run(
         self,
@@ -75,16 +88,21 @@ class RayExecutor:
     ) -> None:
         """Train every plan as a task; see :class:`Executor`."""
         ray = _import_ray()
-        started = not ray.is_initialized()
-        if started:
+        if not ray.is_initialized():
+            self._started = True
             _start(ray, self.address, self.slots)
         tasks = _Tasks(self, ray, plans, on_result)
         try:
             tasks.work(should_stop or (lambda: False))
         finally:
             tasks.cancel()
-            if started:
-                ray.shutdown()
+            if not self._held:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._started:
+            self._started = False
+            _import_ray().shutdown()
 
 
 @dataclass(frozen=True)
