@@ -35,6 +35,29 @@ class TrialRow(Record):
     closest: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialCurve(Record):
+    """The evaluations of one trial.
+
+    Attributes:
+        batch_size: global batch size.
+        values: the trial's hyper-parameters by name.
+        seed: name of the seed.
+        outcome: how the trial ended, apart from any target.
+        steps: optimizer steps that were done.
+        evaluated_at: steps done at each evaluation, ascending.
+        metrics: by quantity, its value at each evaluation; None where not finite.
+    """
+
+    batch_size: int
+    values: dict[str, Any]
+    seed: str
+    outcome: TrialOutcome
+    steps: int
+    evaluated_at: tuple[int, ...]
+    metrics: dict[str, tuple[float | None, ...]]
+
+
 class TuningOutcome(enum.StrEnum):
     """How the tuning at one batch size ended."""
 

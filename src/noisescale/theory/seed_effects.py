@@ -17,6 +17,8 @@ Mask = npt.NDArray[np.bool_]
 ROUNDS = 200
 LEAST_NOISE = 1e-4
 """Assumed least noise of log(steps): first passage is interpolated, not exact."""
+MOST_NOISE = 1.0
+"""Assumed most: where nearly all cells are bounds they do not tell it."""
 
 
 class SeedEffects(NamedTuple):
@@ -24,18 +26,22 @@ class SeedEffects(NamedTuple):
 
     Attributes:
         filled: shape (points, seeds), the table with expected values in the empty cells.
+        doubt: shape (points, seeds), variance of a censored cell about its expected value; 0
+            elsewhere.
         noise: standard deviation of what point and seed leave over.
     """
 
     filled: Array
+    doubt: Array
     noise: float
 
 
 def fill_in(*, logs: Array, reached: Mask, bound: Array) -> SeedEffects:
-    """Fit log steps = point + seed + normal noise by expectation-maximisation.
+    """Fit log steps = point + seed + noise by expectation-maximisation, seeds and noise normal.
 
-    A cell that was not run gets its fitted value; a censored one the mean of a normal variable
-    beyond its bound, mu + sigma h((c - mu)/sigma), h the hazard of the normal law.
+    A cell that was not run gets its expected value. So does a censored one: with mean mu and
+    deviation s given the seed's other cells, mu + s h((c - mu)/s), h the hazard of the normal
+    law at the bound c.
 
     Args:
         logs: shape (points, seeds); read where ``reached``.
@@ -43,48 +49,73 @@ def fill_in(*, logs: Array, reached: Mask, bound: Array) -> SeedEffects:
         bound: shape (points, seeds), lower bounds of log steps; NaN where there is none.
 
     Returns:
-        The filled table and the noise.
+        The filled table, the doubt about censored cells and the noise.
 
-    Source: Dempster, Laird and Rubin 1977 (EM); Tobin 1958 (censoring).
+    Source: Dempster, Laird and Rubin 1977, section 4.4 (variance components); Tobin 1958
+    (censoring).
     """
-    known = reached | ~np.isnan(bound)
-    cut = np.where(reached, np.nan, bound)
-    late = ~np.isnan(cut)
-    filled = np.where(reached, logs, cut)
-    means = np.nanmean(np.where(known, filled, np.nan), axis=1)
+    late = ~reached & ~np.isnan(bound)
+    known = reached | late
+    cut = np.where(late, bound, 0.0)
+    filled = np.where(known, np.where(reached, logs, cut), 0.0)
+    means = filled.sum(axis=1) / known.sum(axis=1)
     filled = np.where(known, filled, means[:, None])
-    noise, extra = 0.1, np.zeros_like(filled)
+    of_seed, of_cell = 0.005, 0.005
     for _ in range(ROUNDS):
         before = filled
-        fitted = _sum(filled)
+        means = filled.mean(axis=1)
+        mean, variance = _given_others(filled - means[:, None], known, of_seed, of_cell)
+        mean = means[:, None] + mean
+        doubt = np.zeros_like(filled)
         if late.any():
-            expected, variance = _beyond(fitted, noise, np.where(late, cut, 0.0))
-            filled = np.where(late, expected, filled)
-            extra = np.where(late, variance, 0.0)
-        filled = np.where(known, filled, fitted)
-        noise = _noise(filled - _sum(filled), extra, known)
-        if np.abs(filled - before).max() < 1e-7:
+            expected, rest = _beyond(mean, np.sqrt(variance), cut)
+            filled, doubt = np.where(late, expected, filled), np.where(late, rest, 0.0)
+        filled = np.where(known, filled, mean)
+        of_seed, of_cell = _variances(filled - means[:, None], doubt, known, of_seed, of_cell)
+        if np.abs(filled - before).max() < 1e-6:
             break
-    return SeedEffects(filled=filled, noise=noise)
+    return SeedEffects(filled=filled, doubt=doubt, noise=_noise(filled, doubt, known, of_cell))
 
 
-def _sum(table: Array) -> Array:
-    """Return the least-squares sum of a row and a column effect for a full table."""
-    fitted: Array = table.mean(axis=1, keepdims=True) + table.mean(axis=0) - table.mean()
-    return fitted
+def _given_others(rest: Array, known: Mask, of_seed: float, of_cell: float) -> tuple[Array, Array]:
+    """Return mean and variance of each cell given the other known cells of its seed."""
+    told = np.where(known, rest, 0.0)
+    others = known.sum(axis=0) - known
+    shrink = of_seed / (of_cell + others * of_seed)
+    return shrink * (told.sum(axis=0) - told), of_cell * (1 + shrink)
 
 
-def _noise(rest: Array, extra: Array, known: Mask) -> float:
-    points, seeds = rest.shape
-    freedom = max(int(known.sum()) - points - seeds + 1, 1)
-    square = float((np.square(rest) + extra)[known].sum()) / freedom
-    return max(float(np.sqrt(square)), LEAST_NOISE)
+def _variances(
+    rest: Array, doubt: Array, known: Mask, of_seed: float, of_cell: float
+) -> tuple[float, float]:
+    """One step of expectation-maximisation for both variances."""
+    count = known.sum(axis=0)
+    told = np.where(known, rest, 0.0)
+    effect = of_seed * told.sum(axis=0) / (of_cell + count * of_seed)
+    error = of_seed * of_cell / (of_cell + count * of_seed)
+    left = np.square(rest - effect) + error + doubt
+    most, least = MOST_NOISE**2, LEAST_NOISE**2
+    return (
+        float(np.clip(np.mean(np.square(effect) + error), least, most)),
+        float(np.clip(left[known].mean(), least, most)),
+    )
 
 
-def _beyond(mean: Array, noise: float, cut: Array) -> tuple[Array, Array]:
+def _noise(filled: Array, doubt: Array, known: Mask, of_cell: float) -> float:
+    """Return the noise with the degrees of freedom of a table of two ways, where it has any."""
+    points, seeds = filled.shape
+    freedom = int(known.sum()) - points - seeds + 1
+    if freedom < 1:
+        return float(np.sqrt(of_cell))
+    rest = filled - filled.mean(axis=1, keepdims=True) - filled.mean(axis=0) + filled.mean()
+    square = float((np.square(rest) + doubt)[known].sum()) / freedom
+    return float(np.clip(np.sqrt(square), LEAST_NOISE, MOST_NOISE))
+
+
+def _beyond(mean: Array, spread: Array, cut: Array) -> tuple[Array, Array]:
     """Return mean and variance of a normal variable given that it is above ``cut``."""
     from scipy.special import erfcx
 
-    z = (cut - mean) / noise
+    z = (cut - mean) / spread
     h = np.sqrt(2 / np.pi) / erfcx(z / np.sqrt(2))
-    return mean + noise * h, noise**2 * np.maximum(1 + z * h - h**2, 0.0)
+    return mean + spread * h, spread**2 * np.clip(1 + z * h - h**2, 0.0, 1.0)

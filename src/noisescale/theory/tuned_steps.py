@@ -126,7 +126,8 @@ def _family(table: TrialTable) -> _Found | None:
         # Filled cells have no noise of their own: what they lack is added.
         lack = 1 / np.maximum(table.run[eligible], 1) - 1 / seeds
         filled = float(weights**2 @ lack) * cells.noise**2
-        square = float(values.var(ddof=1)) / seeds + filled + bowl.model_error**2
+        doubt = float(weights**2 @ cells.doubt.sum(axis=1)) / seeds / (seeds - 1)
+        square = float(values.var(ddof=1)) / seeds + filled + doubt + bowl.model_error**2
         error, freedom = math.sqrt(square), float(seeds - 1)
     else:
         error, freedom = bowl.error, None
