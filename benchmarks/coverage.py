@@ -25,10 +25,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,10 +72,11 @@ class Cell:
     trace_ratio: float
     trace_ratio_se: float
     median_ratio: float | None
+    bounds: tuple[float, float] = BOUNDS
 
     def verdicts(self) -> list[str]:
         """Names of the bounds that this cell misses."""
-        missed = [] if BOUNDS[0] <= self.coverage <= BOUNDS[1] else ["coverage"]
+        missed = [] if self.bounds[0] <= self.coverage <= self.bounds[1] else ["coverage"]
         for name, value, error in (
             ("|G|^2", self.grad_sq, self.grad_sq_se),
             ("tr", self.trace_ratio, self.trace_ratio_se),
@@ -295,23 +297,45 @@ def show(cells: list[Cell]) -> None:
         )
 
 
-def main() -> None:
-    """Run every block in two processes, print the table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def tabulate(
+    description: str | None,
+    jobs: Callable[[int], Iterable[Any]],
+    run: Callable[[Any], list[Cell]],
+    order: Callable[[Cell], tuple[Any, ...]],
+) -> None:
+    """Run every job in two processes, print the table, write JSON beside the other benchmarks'.
+
+    Args:
+        description: of the command.
+        jobs: the jobs, given the number of repeats; the long ones first.
+        run: one job.
+        order: how the table is sorted.
+    """
+    name = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=4000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/coverage.json"))
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/out/{name}.json"))
     arguments = parser.parse_args()
     began = time.perf_counter()
     with ProcessPoolExecutor(arguments.workers) as pool:
-        cells = [cell for part in pool.map(_run, jobs(arguments.repeats)) for cell in part]
-    order = {"steps": 0, "pooled": 1, "moving": 2}
-    cells.sort(key=lambda c: (order[c.block], c.problem, c.spectrum, c.steps, c.batch_size))
+        cells = [cell for part in pool.map(run, jobs(arguments.repeats)) for cell in part]
+    cells.sort(key=order)
     show(cells)
     print(f"{len(cells)} cells x {arguments.repeats} repeats: {time.perf_counter() - began:.0f} s")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(cell) | {"missed": cell.verdicts()} for cell in cells]
     arguments.out.write_text(json.dumps(rows, indent=1))
+
+
+def main() -> None:
+    order = {"steps": 0, "pooled": 1, "moving": 2}
+    tabulate(
+        __doc__,
+        jobs,
+        _run,
+        lambda c: (order[c.block], c.problem, c.spectrum, c.steps, c.batch_size),
+    )
 
 
 if __name__ == "__main__":

@@ -15,16 +15,10 @@ Problems:
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
-from coverage import BATCH_SIZES, NOISE_SCALES, STEPS, Cell, show, step_cell
+from coverage import BATCH_SIZES, NOISE_SCALES, STEPS, Cell, step_cell, tabulate
 
 from problems import Draws
 
@@ -94,21 +88,7 @@ def _run(job: tuple[str, int, int, int, int]) -> list[Cell]:
 
 
 def main() -> None:
-    """Run every block in two processes, print the table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=4000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/coverage_sketch.json"))
-    arguments = parser.parse_args()
-    began = time.perf_counter()
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        cells = [cell for part in pool.map(_run, jobs(arguments.repeats)) for cell in part]
-    cells.sort(key=lambda c: (c.problem, c.steps, c.batch_size))
-    show(cells)
-    print(f"{len(cells)} cells x {arguments.repeats} repeats: {time.perf_counter() - began:.0f} s")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(cell) | {"missed": cell.verdicts()} for cell in cells]
-    arguments.out.write_text(json.dumps(rows, indent=1))
+    tabulate(__doc__, jobs, _run, lambda c: (c.problem, c.steps, c.batch_size))
 
 
 if __name__ == "__main__":
