@@ -11,6 +11,7 @@ from noisescale.records.advice import (
     RateTrial,
 )
 from noisescale.records.batch import BatchSplit
+from noisescale.records.calibration import Calibration
 from noisescale.records.noise import (
     Measurement,
     NoiseScale,
@@ -28,6 +29,8 @@ from noisescale.records.speed import (
     ThroughputKnee,
 )
 from noisescale.records.sweep import (
+    PredictedCurve,
+    PredictedSteps,
     RateLaw,
     Regimes,
     SweepCurve,
@@ -45,6 +48,7 @@ __all__ = [
     "Advice",
     "AdviceRow",
     "BatchSplit",
+    "Calibration",
     "CriticalBatch",
     "Crossing",
     "FitQuality",
@@ -55,6 +59,8 @@ __all__ = [
     "NoiseScale",
     "Outcome",
     "ParametersSeen",
+    "PredictedCurve",
+    "PredictedSteps",
     "RateCheck",
     "RateLaw",
     "RateTrial",

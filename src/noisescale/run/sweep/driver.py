@@ -112,8 +112,10 @@ def sweep(
     )
     chosen = _executor(executor, slots=slots, workload=workload, data=data, overrides=overrides)
     deadline = began + (math.inf if seconds is None else seconds)
-    train = _by_engine(request, engine, race) if chosen is None else _by_executor(chosen)
-    with _kept(request, store) as kept:
+    train = (
+        trained_by_engine(request, engine, race=race) if chosen is None else _by_executor(chosen)
+    )
+    with kept_store(request, store) as kept:
         driver = Driver(
             request=request,
             train=train,
@@ -216,7 +218,9 @@ def _require_results(plans: Sequence[TrialPlan], results: Mapping[str, TrialResu
         raise RuntimeError(f"{len(lost)} of {len(plans)} trials left no result, {lost[0]} first")
 
 
-def _by_engine(request: Request, engine: str, race: bool) -> Train:
+def trained_by_engine(request: Request, engine: str, *, race: bool = True) -> Train:
+    """Return what trains plans in this process; a race starts from what has ended before."""
+
     def train(
         plans: Sequence[TrialPlan], *, finished: Sequence[TrialResult], **options: Any
     ) -> None:
@@ -239,7 +243,10 @@ def _by_executor(executor: Executor) -> Train:
 
 
 @contextlib.contextmanager
-def _kept(request: Request, store: str | os.PathLike[str] | None) -> Iterator[TrialStore | None]:
+def kept_store(
+    request: Request, store: str | os.PathLike[str] | None
+) -> Iterator[TrialStore | None]:
+    """Open and lock the folder of the trials; None keeps them nowhere."""
     if store is None:
         yield None
         return
