@@ -206,3 +206,51 @@ class SweepCurve(Record):
     regimes: Regimes | None
     rate_law: RateLaw | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedSteps(Record):
+    """Steps predicted at one batch size.
+
+    Attributes:
+        batch_size: global batch size.
+        steps: the median.
+        low: lower end of the band.
+        high: upper end.
+        measured: whether the batch size is one of the tuned ones.
+    """
+
+    batch_size: float
+    steps: float
+    low: float
+    high: float
+    measured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedCurve(Record):
+    """The steps law from a few tuned batch sizes and a noise scale together.
+
+    Attributes:
+        curve: predicted steps, smallest batch first.
+        critical_batch: Bcrit, with what was measured.
+        steps_min: fewest steps.
+        examples_min: fewest examples.
+        brackets: whether tuned sizes lie on both sides of the critical batch, as far as the
+            data tell.
+        next_batch_size: the size to tune next so that they do; None where they do already, or
+            where no allowed size would.
+        tuned: batch sizes behind the prediction.
+        level: share of tuned steps that the band is to hold.
+        detail: one sentence.
+    """
+
+    curve: tuple[PredictedSteps, ...]
+    critical_batch: Interval
+    steps_min: Interval
+    examples_min: Interval
+    brackets: bool
+    next_batch_size: int | None
+    tuned: tuple[float, ...]
+    level: float
+    detail: str
