@@ -38,8 +38,9 @@ from noisescale.run.store import TRIALS, TrialStore
 WORKLOAD = "killed-trial 1"
 SPEC = WorkerSpec(workload=None, train=TRAIN, keep_curves=True)
 SLOTS = 2
-GAP = {"local": 0.4, "driver": 0.8, "ray": 2.0}
-"""Mean seconds between two kills: a few times what a fresh worker takes to start."""
+GAP_STARTS = {"local": 2.0, "driver": 3.0, "ray": 5.0}
+"""Mean time between two kills, over what it takes here and now until a fresh local executor has its
+first result: less, and hardly anything but starting workers is killed."""
 
 Table = dict[str, dict[str, Any]]
 
@@ -89,8 +90,10 @@ def words_of(pid: int) -> bytes:
 class Tally:
     """What was found over all sweeps of one kind."""
 
-    def __init__(self, kind: str, wanted: int, undisturbed: Table) -> None:
+    def __init__(self, kind: str, wanted: int, undisturbed: Table, start: float) -> None:
         self.kind, self.wanted, self.undisturbed = kind, wanted, undisturbed
+        self.trials = len(undisturbed)
+        self.gap = GAP_STARTS[kind] * start
         self.kills = self.sweeps = self.lost = self.twice = self.different = self.orphans = 0
         self.began = time.perf_counter()
 
@@ -115,9 +118,10 @@ class Tally:
         bad = self.lost + self.twice + self.different + self.orphans
         met = "MET" if not bad and self.enough else "MISSED"
         print(
-            f"{self.kind}: {self.kills} kills in {self.sweeps} sweeps of {len(self.undisturbed)} trials"
-            f" ({seconds:.0f} s): {self.lost} results lost, {self.twice} twice,"
-            f" {self.different} different, {self.orphans} workers left: {met}",
+            f"{self.kind}: {self.kills} kills in {self.sweeps} sweeps of {self.trials} trials"
+            f" ({seconds:.0f} s, one per {self.gap:.1f} s):"
+            f" {self.lost} results lost, {self.twice} twice, {self.different} different,"
+            f" {self.orphans} workers left: {met}",
             flush=True,
         )
         names = ("kills", "sweeps", "lost", "twice", "different", "orphans")
@@ -136,7 +140,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         """Kill."""
         while not self._tally.enough:
-            time.sleep(self._draws.expovariate(1 / GAP[self._tally.kind]))
+            time.sleep(self._draws.expovariate(1 / self._tally.gap))
             victims = self._victims()
             if victims:
                 with suppress(ProcessLookupError):
@@ -146,7 +150,7 @@ class Killer(threading.Thread):
 
 def kill_workers(tally: Tally, home: Path, executor: Executor, killer: Killer) -> None:
     """Sweeps in this process, whose workers are killed."""
-    sweep = plans(len(tally.undisturbed))
+    sweep = plans(tally.trials)
     killer.start()
     with held(executor):
         while not tally.enough:
@@ -158,13 +162,13 @@ def kill_workers(tally: Tally, home: Path, executor: Executor, killer: Killer) -
 
 def kill_drivers(tally: Tally, home: Path, draws: random.Random) -> None:
     """Drivers in processes of their own, started again with the same command."""
-    command = [sys.executable, __file__, "--trials", str(len(tally.undisturbed)), "--child"]
+    command = [sys.executable, __file__, "--trials", str(tally.trials), "--child"]
     seen: set[str] = set()
     folder = home / "driver-0"
     while not tally.enough:
         driver = subprocess.Popen([*command, str(folder)])
         with suppress(subprocess.TimeoutExpired):
-            driver.wait(timeout=draws.expovariate(1 / GAP["driver"]))
+            driver.wait(timeout=draws.expovariate(1 / tally.gap))
         workers = children(driver.pid)
         if driver.poll() is None:
             driver.kill()
@@ -201,11 +205,18 @@ def local_workers() -> list[int]:
     return [pid for pid in children(os.getpid()) if b"executors.worker" in words_of(pid)]
 
 
-def undisturbed(home: Path, trials: int) -> Table:
-    """The table without any kill."""
+def undisturbed(home: Path, trials: int) -> tuple[Table, float]:
+    """The table without any kill, and the seconds until its first result."""
     store = open_store(home / "undisturbed")
-    run_plans(plans(trials), store, LocalExecutor(SPEC, slots=SLOTS))
-    return table(store)
+    came: list[float] = []
+    began = time.perf_counter()
+    run_plans(
+        plans(trials),
+        store,
+        LocalExecutor(SPEC, slots=SLOTS),
+        on_result=lambda _: came.append(time.perf_counter()),
+    )
+    return table(store), came[0] - began
 
 
 def main() -> None:
@@ -226,20 +237,20 @@ def main() -> None:
     reports = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        expected = undisturbed(home, arguments.trials)
+        expected, start = undisturbed(home, arguments.trials)
         if arguments.local:
-            tally = Tally("local", arguments.local, expected)
+            tally = Tally("local", arguments.local, expected, start)
             killer = Killer(tally, draws, local_workers)
             kill_workers(tally, home, LocalExecutor(SPEC, slots=SLOTS), killer)
             reports["local"] = tally.report()
         if arguments.driver:
-            tally = Tally("driver", arguments.driver, expected)
+            tally = Tally("driver", arguments.driver, expected, start)
             kill_drivers(tally, home, draws)
             reports["driver"] = tally.report()
         if arguments.ray:
             from noisescale.run.executors.ray import RayExecutor
 
-            tally = Tally("ray", arguments.ray, expected)
+            tally = Tally("ray", arguments.ray, expected, start)
             killer = Killer(tally, draws, ray_workers)
             kill_workers(tally, home, RayExecutor(SPEC, slots=SLOTS), killer)
             reports["ray"] = tally.report()

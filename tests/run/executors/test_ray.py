@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from stub_trials import TRAIN
 from trial_results import plan, result
 
 STUB = WorkerSpec(workload=None, train=TRAIN)
+TESTS = str(Path(__file__).parents[2])
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +69,40 @@ def test_one_failure_ends_one_trial(cluster: Any) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_costs_no_result(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "marks").mkdir()
-    plans = [plan(seed, workload=f"die_once {tmp_path / 'marks'}") for seed in range(4)]
+    plans = [plan(seed, workload=f"die_once {tmp_path / 'marks'}") for seed in range(2)]
     store = TrialStore.open(tmp_path / "store", workload="made-up 1")
     assert run_plans(plans, store, RayExecutor(STUB)) == 0
     assert {each.outcome for each in store.results()} == {TrialOutcome.REACHED}
-    assert len((store.path / "trials.jsonl").read_text().splitlines()) == 4
+    assert len((store.path / "trials.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_driver_costs_no_stored_result(cluster: Any, tmp_path: Path) -> None:
+    store = TrialStore.open(tmp_path, workload="made-up 1")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from stub_trials import TRAIN; from trial_results import plan\n"
+        "from noisescale.run.executors.executor import WorkerSpec\n"
+        "from noisescale.run.executors.ray import RayExecutor\n"
+        "from noisescale.run.executors.running import run_plans\n"
+        "from noisescale.run.store import TrialStore\n"
+        "executor = RayExecutor(WorkerSpec(workload=None, train=TRAIN), address=sys.argv[3])\n"
+        "store = TrialStore.open(sys.argv[2], workload='made-up 1')\n"
+        "plans = [plan(0), plan(1), plan(2, workload='hang'), plan(3, workload='hang')]\n"
+        "run_plans(plans, store, executor, on_result=lambda each: print('stored', flush=True))\n"
+    )
+    address = cluster.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", code, TESTS, str(tmp_path), address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert [driver.stdout.readline() for _ in range(2)] == ["stored\n"] * 2
+        driver.kill()
+    plans = [plan(seed) for seed in range(4)]
+    assert run_plans(plans, store, RayExecutor(STUB)) == 0
+    assert {each.plan.key: each for each in store.results()} == {
+        each.key: result(each, seconds=0.0) for each in plans
+    }
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from noisescale.errors import InvalidInputError
-from noisescale.records import TrialOutcome, TrialResult
+from noisescale.records import Recipe, TrialOutcome, TrialResult
 from noisescale.run.executors.executor import WorkerSpec
 from noisescale.run.executors.local import LocalExecutor
 from noisescale.run.executors.running import run_plans
+from noisescale.run.resolve import resolve_workload
 from noisescale.run.store import TrialStore
+from noisescale.run.trials.alone import train_trial
 from stub_trials import TRAIN
 from trial_results import plan, result
 
@@ -51,3 +53,19 @@ def test_a_locked_store_is_refused_before_anything_runs(tmp_path: Path) -> None:
     other = TrialStore.open(tmp_path, workload="made-up 1")
     with holder.lock(), pytest.raises(InvalidInputError, match="another driver"):
         run_plans([plan(0)], other, LocalExecutor(STUB, slots=1))
+
+
+def test_a_real_workload_by_its_name_gives_what_it_gives_here(tmp_path: Path) -> None:
+    one = plan(
+        workload="quadratic 1",
+        recipe=Recipe(lr=1.0, batch_size=64),
+        targets=("train_loss<5.0",),
+        max_steps=40,
+    )
+    store = TrialStore.open(tmp_path, workload="quadratic 1")
+    executor = LocalExecutor(WorkerSpec(workload="quadratic"), slots=1)
+    assert run_plans([one], store, executor) == 0
+    (there,) = store.results()
+    here = train_trial(resolve_workload("quadratic"), one)
+    assert there.outcome is here.outcome is TrialOutcome.REACHED
+    assert (there.steps, there.crossings) == (here.steps, here.crossings)

@@ -29,7 +29,8 @@ STOP_SECONDS = 2.0
 """What running trials get to end by themselves when stopped, before they are killed. (assumed)"""
 
 START_TRIES = 10
-"""Workers in a row that may die while loading before that is blamed on the workload. (assumed)"""
+"""Workers that may die while loading, with no good news from any between, before that is blamed on
+the workload. (assumed)"""
 
 
 class LocalExecutor:
@@ -181,7 +182,7 @@ class _Crew:
         if "ready" in message:
             worker.ready, self._lost_starts = True, 0
         else:
-            worker.plan = None
+            worker.plan, self._lost_starts = None, 0
             self._on_result(TrialResult.from_dict(message["result"]))
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
@@ -212,7 +213,7 @@ class _Crew:
         if status >= 0 or self._lost_starts >= START_TRIES:
             raise InvalidInputError(
                 f"workload {self._executor.spec.workload!r}",
-                f"{death} while loading it, {self._lost_starts} in a row",
+                f"{death} while loading it ({self._lost_starts} in a row)",
                 "load it in a Python of its own to see why",
             )
 

@@ -123,8 +123,8 @@ class _Tasks:
         self._task = ray.remote(_train).options(
             max_retries=0, num_cpus=executor.cpus, num_gpus=executor.gpus
         )
-        # One more than there are slots, so that none waits for the driver.
-        self._room = 1 + (executor.slots or int(ray.cluster_resources().get("CPU", 1)))
+        # One more than there are cores, so that none waits for the driver.
+        self._room = executor.slots or 1 + int(ray.cluster_resources().get("CPU", 1))
         self._waiting = deque(plans)
         self._running: dict[Any, _Try] = {}
         self._deaths = Deaths(executor.retries)
