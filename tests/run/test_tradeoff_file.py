@@ -111,7 +111,7 @@ def test_bad_input_is_one_line_that_names_the_place(
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="No such file"):
         read_tradeoff(tmp_path / "absent.csv")
-    with pytest.raises(InvalidInputError, match="directory"):
+    with pytest.raises(InvalidInputError, match="this is no store"):
         read_tradeoff(str(tmp_path))
     with pytest.raises(InvalidInputError):
         read_tradeoff("a\0b")

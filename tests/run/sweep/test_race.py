@@ -32,9 +32,9 @@ def test_the_tuned_steps_are_those_of_all_trials_in_full():
         )
         whole, raced = run_all(what), run_all(what, judge=Race())
         stopped = [r for r in raced.values() if r.stopped_by == "race"]
-        assert len(stopped) > len(raced) / 4
+        assert len(stopped) > len(raced) / 6
         spent = [sum(r.steps for r in of.values()) for of in (raced, whole)]
-        assert spent[0] < 0.8 * spent[1]
+        assert spent[0] < 0.9 * spent[1]
         for target in (TARGET, HARD):
             lr = best(what, whole, target, seeds=6)
             assert best(what, raced, target, seeds=6) == lr
@@ -93,5 +93,5 @@ def test_results_from_before_race_along():
 def test_a_few_seeds_may_have_been_lucky():
     plans = tuning(search=Search(trials=2, seeds=1)).next_plans({})
     fast = progress(plans[1], 100, first=100.0, sustained=100.0, running=False)
-    assert Race().hopeless([progress(plans[0], 160), fast]) == set()
-    assert Race().hopeless([progress(plans[0], 170), fast]) == {plans[0].key}
+    assert Race().hopeless([progress(plans[0], 200), fast]) == set()
+    assert Race().hopeless([progress(plans[0], 220), fast]) == {plans[0].key}
