@@ -144,7 +144,7 @@ class Doubled(nn.Linear):
 
 class Drawing(Plain):
     def inside(self, h):
-        return h * F.dropout(self.scale, 1e-9)
+        return h * F.dropout(self.scale, 1e-9).cumsum(0)
 
 
 MIDDLE = ("middle.weight", "middle.bias")
@@ -267,7 +267,7 @@ def test_nothing_seen_is_refused():
             self.scale = nn.Parameter(torch.ones(3))
 
         def forward(self, x):
-            return F.dropout(x[:, :3] * self.scale)
+            return F.dropout(x[:, :3] * self.scale.cumsum(0))
 
     _, result = watch(Scale())
     assert isinstance(result, Refused)

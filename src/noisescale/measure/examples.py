@@ -26,11 +26,14 @@ from noisescale.measure.gradients import (
     StepNorms,
     on_gradient,
 )
+from noisescale.measure.harmless import Harmless
 from noisescale.measure.kept import transformed
-from noisescale.measure.layer_calls import TWICE, Layer, LayerCalls
+from noisescale.measure.layer_calls import LayerCalls
+from noisescale.measure.layers import Layer
 from noisescale.measure.rules.account import Account
 from noisescale.measure.rules.registry import Call, Rule
 from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
+from noisescale.measure.use_hooks import TWICE
 
 _STALE = "a backward pass went through a forward pass of an earlier step"
 _OUTSIDE = "its gradient does not come from calls of its module alone"
@@ -67,6 +70,7 @@ class ExamplesSource(GradientSource):
         self._calls = LayerCalls(self.model, inventory, self._answered, self._drop, by_grad)
         self._fused = Replacements(self._runs_fused, self._take, self._refuse_again)
         self._calls.claim = self._fused.claim
+        self._calls.careful = lambda: bool(self._checks)
 
     # Hooks
 
@@ -75,7 +79,7 @@ class ExamplesSource(GradientSource):
         seen = set(self.inventory.seen)
         self._handles += self._calls.install()
         for name, module in self._norm_layers:
-            self._handles.append(module.register_forward_hook(self._mixing_hook(name)))
+            self._handles.append(module.register_forward_hook(Harmless(self._mixing_hook(name))))
         for index in seen & self._account.unchecked:
             parameter = self.inventory.slots[index].tensor
             self._checks.append(on_gradient(parameter, self._account.hook(index)))
@@ -85,9 +89,8 @@ class ExamplesSource(GradientSource):
                     self._fused.add(layer.module, layer.index)
             self._handles.append(self._fused)
             # A forward pass that fails has no other end.
-            self._handles.append(
-                self._root.register_forward_hook(lambda *_: self._fused.end(), always_call=True)
-            )
+            end = Harmless(lambda *_: self._fused.end())
+            self._handles.append(self._root.register_forward_hook(end, always_call=True))
 
     def _runs_fused(self, place: int) -> bool:
         calls = self._calls

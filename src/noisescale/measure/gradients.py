@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.attached import Attached
 from noisescale.measure.compiled import Uncompiled, plain
+from noisescale.measure.harmless import Harmless
 from noisescale.measure.inventory import Inventory as Inventory
 from noisescale.measure.kept import transformed
 from noisescale.measure.leftovers import Leftovers
@@ -264,17 +265,10 @@ class GradientSource(abc.ABC):
     def _clear(self) -> None: ...
 
     def _install(self) -> None:
-        # Functions, not methods: a deep copy of the model would copy a method's object with it.
+        enter, leave = Harmless(self._enter), Harmless(self._leave)
         self._handles += [
-            self._root.register_forward_pre_hook(
-                lambda model, args, kwargs: self._enter(model, args, kwargs),
-                with_kwargs=True,
-                prepend=True,
-            ),
-            self._root.register_forward_hook(
-                lambda model, args, kwargs, output: self._leave(model, args, kwargs, output),
-                with_kwargs=True,
-            ),
+            self._root.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+            self._root.register_forward_hook(leave, with_kwargs=True),
         ]
         for index in self.inventory.seen:
             parameter = self.inventory.slots[index].tensor

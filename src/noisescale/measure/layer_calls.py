@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.alignment import UNCERTAIN, Alignment
-from noisescale.measure.example_rules import Rule, rule_for
 from noisescale.measure.gradients import Forward, Inventory, on_gradient, tensors_in
+from noisescale.measure.harmless import Harmless
 from noisescale.measure.kept import (
     OverwrittenError,
     Take,
@@ -25,56 +24,15 @@ from noisescale.measure.kept import (
     recomputing,
     transformed,
 )
+from noisescale.measure.layers import Layer, find_layers
 from noisescale.measure.rules.registry import Call, without_tensors
+from noisescale.measure.use_hooks import OVERWRITTEN, TWICE, failed, hook_uses
 
-TWICE = "its module was differentiated twice in one forward pass"
-_OVERWRITTEN = "the input of its module was changed in place after the call"
 _FROZEN = "it was frozen after the meter was attached"
 _REPEATED = (
     "it is used both inside and outside a re-entrant activation checkpoint, or in two; use"
     " use_reentrant=False"
 )
-
-
-@dataclass(eq=False)
-class Layer:
-    """A module whose rule is known.
-
-    Attributes:
-        module: the layer.
-        index: its place among the layers.
-        rule: how it is measured.
-        slots: own parameter name -> index in the inventory.
-        pending: calls under hooks on saved tensors whose gradients did not come yet, by
-            forward pass.
-    """
-
-    module: nn.Module
-    index: int
-    rule: Rule
-    slots: dict[str, int]
-    pending: dict[Forward, int] = field(default_factory=dict)
-
-
-def find_layers(model: nn.Module, inventory: Inventory) -> list[Layer]:
-    """List the layers that own measured parameters; what cannot be measured is dropped."""
-    indices = {id(slot.tensor): i for i, slot in enumerate(inventory.slots)}
-    layers: list[Layer] = []
-    answered_for: set[nn.Module] = set()
-    for module in model.modules():
-        rule = rule_for(module)
-        named = module._parameters if isinstance(rule, str) else rule.parameters(module)
-        slots = {key: indices[id(p)] for key, p in named.items() if id(p) in indices}
-        if module in answered_for or not slots:
-            continue
-        if isinstance(rule, str):
-            for index in slots.values():
-                inventory.drop(index, rule)
-            continue
-        layers.append(Layer(module, len(layers), rule, slots))
-        if any("." in key for key in slots):
-            answered_for.update(module.modules())
-    return layers
 
 
 class LayerCalls:
@@ -99,6 +57,8 @@ class LayerCalls:
         self.layers = find_layers(model, inventory)
         self.claim: Callable[[int], Any] = lambda _: None
         """Returns what ties a layer's last call to a backward pass of our own."""
+        self.careful: Callable[[], bool] = lambda: True
+        """Whether gradients are compared, so that rounding errors matter."""
         self.alignment = Alignment(model)
         self.forward: Forward | None = None
         """The forward pass that runs now."""
@@ -117,14 +77,16 @@ class LayerCalls:
         """Layers whose inputs were looked at."""
         self._inventory = inventory
         self._answered = answered
-        self._drop = drop
+        self.drop = drop
         self._by_grad = by_grad
 
     def install(self) -> list[RemovableHandle]:
         """Hook every layer that still has a parameter to measure."""
         seen = set(self._inventory.seen)
         return [
-            layer.module.register_forward_hook(self._hook(layer), prepend=True, with_kwargs=True)
+            layer.module.register_forward_hook(
+                Harmless(self._hook(layer)), prepend=True, with_kwargs=True
+            )
             for layer in self.layers
             if not seen.isdisjoint(layer.slots.values())
         ]
@@ -144,7 +106,7 @@ class LayerCalls:
         self.forward, self._last = None, forward
         if not self.alignment.settled:
             for index, reason in self.alignment.finish(forward.size, args, kwargs).items():
-                self._drop(self.layers[index], reason)
+                self.drop(self.layers[index], reason)
 
     def forget(self) -> None:
         """Drop the calls of the step."""
@@ -204,27 +166,28 @@ class LayerCalls:
         known = () if read is None else read(output)
 
         def answer(gradient: Tensor) -> None:
-            if self._ignored(layer, forward):
+            if self.ignored(layer, forward):
                 return
             if not once:
-                self._drop(layer, TWICE)
+                self.drop(layer, TWICE)
                 return
             kept = once.pop()
             if kept._version != version:
-                self._drop(layer, _OVERWRITTEN)
+                self.drop(layer, OVERWRITTEN)
                 return
             gradients: list[Tensor | None] = [gradient.detach()]
             call = Call(layer.module, [0], ((), {}), [0], [kept], gradients, {}, ticket, known)
-            self._complete(layer, forward, call)
+            self.complete(layer, forward, call)
 
         # The hook lives as long as the graph; what it holds is gone once it was used.
         on_gradient(output, answer)
 
-    def _complete(self, layer: Layer, forward: Forward, call: Call) -> None:
+    def complete(self, layer: Layer, forward: Forward, call: Call) -> None:
+        """Hand on a call whose gradients came."""
         try:
             self._answered(layer, forward, call)
         except Exception as error:  # noqa: BLE001 - a measurement must not kill the training
-            self._drop(layer, f"its rule failed ({type(error).__name__}: {error})")
+            self.drop(layer, failed(error))
 
     def _see_any(
         self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -249,7 +212,7 @@ class LayerCalls:
             return
         # The re-entrant kind ran its first pass without gradients.
         if not last.done.isdisjoint(layer.slots.values()):
-            self._drop(layer, _REPEATED)
+            self.drop(layer, _REPEATED)
         self._see(layer, last, args, kwargs, output)
 
     def _see(
@@ -266,10 +229,13 @@ class LayerCalls:
         grad = any(t.requires_grad for t in outputs)
         if not grad and self.alignment.settled:
             return
+        if grad and hook_uses(self, layer, forward, args, kwargs, outputs):
+            return
         take = keep(tensors) if grad else None
         dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
-        if isinstance(dims, str):
-            self._drop(layer, dims)
+        unusable = dims if isinstance(dims, str) else layer.rule.again(layer.module)
+        if unusable is not None or isinstance(dims, str):
+            self.drop(layer, unusable or "")
             return
         if not self.alignment.settled:
             self._known.add(layer.index)
@@ -277,16 +243,16 @@ class LayerCalls:
         elif layer.index not in self._known:
             # Half a batch ran without it: what is doubtful stays so.
             if any(list(t.shape).count(forward.size) > 1 for t in tensors):
-                self._drop(layer, UNCERTAIN)
+                self.drop(layer, UNCERTAIN)
                 return
             self._known.add(layer.index)
         if take is None:
             return
         out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
         if isinstance(out_dims, str):
-            self._drop(layer, out_dims)
+            self.drop(layer, out_dims)
             return
-        live = self._live(layer)
+        live = self.live(layer)
         if not live:
             return
         for index in live:
@@ -302,7 +268,7 @@ class LayerCalls:
         )
         self._await(layer, forward, [(call, take)], outputs)
 
-    def _live(self, layer: Layer) -> list[int]:
+    def live(self, layer: Layer) -> list[int]:
         """Parameters that get a gradient from a call now: some loops freeze a model for a pass."""
         slots = self._inventory.slots
         live = [i for i in layer.slots.values() if slots[i].tensor.requires_grad]
@@ -328,7 +294,7 @@ class LayerCalls:
 
         register_multi_grad_hook([outputs[i] for i in live], answer)
 
-    def _ignored(self, layer: Layer, forward: Forward) -> bool:
+    def ignored(self, layer: Layer, forward: Forward) -> bool:
         """Whether a gradient is none of this step's forward passes'."""
         if not self._reaches(layer):
             return True
@@ -352,18 +318,18 @@ class LayerCalls:
         once: list[tuple[Call, Take]],
         gradients: Sequence[Tensor | None],
     ) -> None:
-        if self._ignored(layer, forward):
+        if self.ignored(layer, forward):
             return
         if not once:
-            self._drop(layer, TWICE)
+            self.drop(layer, TWICE)
             return
         call, take = once.pop()
         try:
             call.tensors = take()
         except OverwrittenError:
-            self._drop(layer, _OVERWRITTEN)
+            self.drop(layer, OVERWRITTEN)
             return
         call.gradients = [None if g is None else g.detach() for g in gradients]
         if layer.pending.get(forward):
             layer.pending[forward] -= 1
-        self._complete(layer, forward, call)
+        self.complete(layer, forward, call)

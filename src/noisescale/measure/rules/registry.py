@@ -108,6 +108,8 @@ class Rule:
     norms: NormsFunction | None = None
     repeats: bool = False
     straight: Callable[[nn.Module, Tensor], bool] | None = None
+    direct: bool = False
+    again: Callable[[nn.Module], str | None] = lambda _: None
     statistics: Callable[[Tensor], Sequence[Tensor]] | None = None
 
 

@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy as copied
 from typing import Any
 
 import torch
@@ -37,13 +38,17 @@ from noisescale.measure.rules.registry import (
 _KEPT = 8
 
 
+_COLLECTING = (list, dict, set)
+
+
 def twin(module: nn.Module, parameters: Mapping[str, Tensor], prefix: str = "") -> nn.Module:
     """A copy without hooks that computes with other parameters and its own buffers."""
     inner = plain(module)
     if inner is not module:
         return twin(inner, {plain_name(k): v for k, v in parameters.items()}, plain_name(prefix))
     copy: nn.Module = object.__new__(type(module))
-    state = dict(module.__dict__)
+    # What a forward pass collects on the way must not show in the module itself.
+    state = {k: copied(v) if type(v) in _COLLECTING else v for k, v in vars(module).items()}
     state.update({k: OrderedDict() for k, v in state.items() if k.endswith("_hooks") and v})
     state["_compiled_call_impl"] = None
     state["_parameters"] = {
@@ -128,10 +133,13 @@ def _outputs(layer: nn.Module, outputs: list[Tensor], size: int) -> list[int] | 
     return [0] * len(outputs)
 
 
+def _called(layer: nn.Module) -> str | None:
+    never = type(layer).forward is nn.Module.forward
+    return f"{type(layer).__name__} is never called" if never else None
+
+
 def _usable(layer: nn.Module) -> str | None:
     kind = f"{type(layer).__name__} has no rule"
-    if type(layer).forward is nn.Module.forward:
-        return f"{type(layer).__name__} is never called"
     for module in layer.modules():
         if module.training and _draws(module):
             return f"{kind}, and random numbers inside it (dropout) cannot be drawn again"
@@ -189,7 +197,19 @@ def _attention_outputs(layer: nn.Module, outputs: list[Tensor], size: int) -> li
     return [0 if layer.batch_first else 1, *[0] * (len(outputs) - 1)]
 
 
-WHOLE.append(Rule(_gradients, _step, _inputs, _outputs, _wanted, _usable, repeats=True))
+WHOLE.append(
+    Rule(
+        _gradients,
+        _step,
+        _inputs,
+        _outputs,
+        _wanted,
+        _called,
+        repeats=True,
+        direct=True,
+        again=_usable,
+    )
+)
 RULES[nn.MultiheadAttention] = Rule(
     _gradients,
     _step,
