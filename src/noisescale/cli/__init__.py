@@ -123,6 +123,13 @@ def cli(context: click.Context) -> None:
     "--margin", type=SHARE, default=0.1, show_default=True, help="Share of memory to keep free."
 )
 @click.option("--target", metavar="NAME<VALUE", help="Goal, for example validation_error<0.05.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Also tune at two or three batch sizes, and rest the critical batch on them.",
+)
+@click.option("--calibrate-seconds", type=SECONDS, help="About the most time for that.")
+@click.option("--store", metavar="DIR", help="Folder that keeps the tuning's trials.")
 def advise(
     workload: str,
     overrides: tuple[str, ...],

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from noisescale.errors import InvalidInputError, nearest
-from noisescale.records import CriticalBatch, NoiseScale, Outcome
+from noisescale.records import CriticalBatch, NoiseScale, Outcome, PredictedCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,34 @@ def critical_batch(
         factor_high=factor.high,
         factor_source=factor.source,
         unit=noise.unit,
+    )
+
+
+def calibrated(critical: CriticalBatch, *, curve: PredictedCurve) -> CriticalBatch:
+    """Return the critical batch that tuned runs gave, in place of the noise scale's alone.
+
+    Args:
+        critical: from the noise scale; its unit and optimizer are kept.
+        curve: the steps law from tuned batch sizes and the noise scale together; its interval is
+            both bands, since tuned runs measure the critical batch itself.
+    """
+    found = curve.critical_batch
+    tuned = " and ".join(f"{size:,.0f}" for size in curve.tuned)
+    return dataclasses.replace(
+        critical,
+        point=found.point,
+        low=found.low,
+        high=found.high,
+        sampling_low=found.low,
+        sampling_high=found.high,
+        basis="tradeoff",
+        phase=f"tuned at batch size {tuned}",
+        outcome=Outcome.DETERMINED,
+        detail=curve.detail,
+        factor=1.0,
+        factor_low=1.0,
+        factor_high=1.0,
+        factor_source="none: tuned runs measure the critical batch itself",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from noisescale.records.calibration import Calibration
 from noisescale.records.noise import NoiseScale, Outcome, TrajectoryRow
 from noisescale.records.recipe import Recipe
 from noisescale.records.serial import Record
@@ -174,6 +175,8 @@ class Advice(Record):
         warnings: what a reader must know besides, one sentence each.
         seconds: wall time of the whole command.
         version: version of noisescale.
+        calibration: tuned runs at two or three batch sizes, which the critical batch rests on
+            then; None where they were not asked for.
     """
 
     workload: str
@@ -196,3 +199,4 @@ class Advice(Record):
     warnings: tuple[str, ...]
     seconds: float
     version: str
+    calibration: Calibration | None = None

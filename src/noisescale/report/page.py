@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Advice, Record
-from noisescale.report import drawing, wording
+from noisescale.report import critical_wording, drawing, wording
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -150,12 +150,13 @@ def _umask() -> int:
 def _filters() -> dict[str, Callable[..., str]]:
     names = (
         "number setting count interval ratio_interval percent duration memory split_cell why_none"
-        " outcome noise_scale rests_on critical_point basis memory_point memory_note knee_point"
+        " outcome noise_scale rests_on memory_point memory_note knee_point"
         " rate_verdict rate_consequence recipe_line not_allowed sentence"
     )
     filters: dict[str, Callable[..., str]] = {
         name: getattr(wording, name) for name in names.split()
     }
+    filters |= {"critical_point": critical_wording.critical_point, "basis": critical_wording.basis}
     filters["cell"] = lambda value: "?" if value is None else wording.ratio(value)
     return filters
 
@@ -173,7 +174,9 @@ def _context(advice: Advice) -> dict[str, Any]:
         "critical": limits.critical_batch,
         "memory_lines": wording.memory_lines(limits.memory, advice.unit),
         "knee_lines": wording.knee_lines(limits.throughput_knee, advice.unit),
-        "critical_lines": wording.critical_lines(limits.critical_batch, advice.noise_scale.level),
+        "critical_lines": critical_wording.critical_lines(
+            limits.critical_batch, advice.noise_scale.level
+        ),
         "judged": any(row.examples_ratio_high is not None for row in advice.table),
         "timed": bool(known),
         "undrawn": len(known) - len(figures.drawn_rows(advice)),

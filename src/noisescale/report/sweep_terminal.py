@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from noisescale.records import Interval, SweepCurve, SweepResult, TunedSteps
+from noisescale.records import (
+    Calibration,
+    Interval,
+    PredictedCurve,
+    SweepCurve,
+    SweepResult,
+    TunedSteps,
+)
 from noisescale.report import sweep_wording, terminal, wording
 
 if TYPE_CHECKING:
@@ -35,6 +42,32 @@ def render_sweep(sweep: SweepResult, console: Console | None = None) -> None:
     parts += terminal._warnings([wording.sentence(text) for text in sweep.warnings])
     parts.append(styled(sweep_wording.effort(sweep), "dim"))
     terminal._show(console, parts)
+
+
+def calibration_parts(calibration: Calibration, unit: str) -> list[RenderableType]:
+    """Lay out the tuned batch sizes of an advice, and what they predict.
+
+    Args:
+        calibration: what was tuned.
+        unit: what batch sizes count.
+    """
+    heading = f"Tuned to {calibration.target} at {len(calibration.tuned)} batch sizes"
+    parts: list[RenderableType] = [terminal._styled(heading, "bold")]
+    if calibration.tuned:
+        parts.append(_rows(calibration.tuned, unit))
+    if calibration.predicted is not None:
+        parts.append(terminal._styled("Steps predicted from them", "bold"))
+        parts.append(_predicted(calibration.predicted, unit))
+    parts.append(terminal._line("Tuning: ", wording.sentence(calibration.detail)))
+    return [*parts, ""]
+
+
+def _predicted(curve: PredictedCurve, unit: str) -> Table:
+    table = terminal._grid(f"batch ({unit})", "steps", f"{100 * curve.level:.0f} % band")
+    for row in curve.curve:
+        size = f"{row.batch_size:,.0f}" + (" (tuned)" if row.measured else "")
+        table.add_row(size, wording.number(row.steps), wording.interval(row.low, row.high))
+    return table
 
 
 def _style(sweep: SweepResult) -> str:

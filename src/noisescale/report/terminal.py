@@ -17,7 +17,7 @@ from noisescale.records import (
     Tradeoff,
     TrajectoryRow,
 )
-from noisescale.report import costs, wording
+from noisescale.report import costs, critical_wording, wording
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,6 +47,10 @@ def render_advice(advice: Advice, console: Console | None = None) -> None:
         parts.append(_line("Critical batch: ", detail))
     parts.append(_line("Noise scale: ", _along(advice)))
     parts += ["", *_rate(advice.rate_check, advice.unit), ""]
+    if advice.calibration is not None:
+        from noisescale.report.sweep_terminal import calibration_parts
+
+        parts += calibration_parts(advice.calibration, advice.unit)
     parts += _costs(advice)
     parts += _reasons(advice)
     parts += _warnings(advice.warnings)
@@ -273,10 +277,10 @@ def _limits(limits: Limits, unit: str, level: float) -> Table:
             wording.knee_lines(limits.throughput_knee, unit),
         ),
         _cell(
-            f"global batch {wording.critical_point(critical)}"
+            f"global batch {critical_wording.critical_point(critical)}"
             if critical.low is not None
-            else wording.critical_point(critical),
-            wording.critical_lines(critical, level),
+            else critical_wording.critical_point(critical),
+            critical_wording.critical_lines(critical, level),
         ),
     )
     return table

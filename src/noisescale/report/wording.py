@@ -12,7 +12,6 @@ from noisescale.records import (
     Advice,
     AdviceRow,
     BatchSplit,
-    CriticalBatch,
     MemoryLimit,
     NoiseScale,
     Outcome,
@@ -24,11 +23,6 @@ from noisescale.records import (
 
 NOT_KNOWN = "not known"
 
-_BASIS = {
-    "noise_scale": "gradient noise scale",
-    "tradeoff": "steps-to-target curve",
-    "branch": "branched runs",
-}
 _VERDICT = {
     "near_best": "near its best",
     "too_low": "too low",
@@ -292,35 +286,6 @@ def rests_on(noise: NoiseScale) -> str:
     text += "" if noise.preconditioner == "none" else f", {noise.preconditioner} norm"
     skipped = noise.skipped_steps
     return f"{text}, {count(skipped, 'steps')} left out as not finite" if skipped else text
-
-
-def critical_point(critical: CriticalBatch) -> str:
-    """State the critical batch in a few words."""
-    if critical.point is not None:
-        return quantity(critical.point, critical.unit)
-    if critical.low is not None:
-        return interval(critical.low, critical.high, critical.unit)
-    return f"not determined ({outcome(critical.outcome)})"
-
-
-def critical_lines(critical: CriticalBatch, level: float) -> list[tuple[str, str]]:
-    """Return what stands under the critical batch: (name, value), the bands first."""
-    factor = f"{number(critical.factor)} ({interval(critical.factor_low, critical.factor_high)})"
-    return [
-        (
-            f"sampling band ({percent(level)})",
-            interval(critical.sampling_low, critical.sampling_high),
-        ),
-        ("with model error", interval(critical.low, critical.high)),
-        ("basis", basis(critical)),
-        ("phase", critical.phase),
-        (f"factor for {critical.optimizer}", factor),
-    ]
-
-
-def basis(critical: CriticalBatch) -> str:
-    """Name what a critical batch was read from."""
-    return _BASIS.get(critical.basis, critical.basis)
 
 
 def memory_point(limit: MemoryLimit, unit: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -15,9 +16,10 @@ from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import check_seed
 from noisescale.measure.speed import scan_speed
 from noisescale.plan.choose import check_wishes, choose, is_number, memory_limit, throughput_knee
-from noisescale.plan.critical import FACTORS, critical_batch, withheld
+from noisescale.plan.critical import FACTORS, calibrated, critical_batch, withheld
 from noisescale.records import (
     Advice,
+    Calibration,
     Limits,
     Outcome,
     RateCheck,
@@ -63,6 +65,9 @@ def advise(
     seed: int = 0,
     data: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Iterable[str] | None = None,
+    calibrate: bool = False,
+    calibrate_seconds: float | None = None,
+    store: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> Advice:
     """Measure what fits, what is fast and what converges, and recommend a batch size.
@@ -83,6 +88,10 @@ def advise(
         seed: of the weights and the data order.
         data: folder of the built-ins that read files.
         overrides: recipe keys to replace.
+        calibrate: also tune at two or three batch sizes about the critical one that the noise
+            scale suggests, and take the critical batch from them.
+        calibrate_seconds: about the most time for that; None takes what it needs.
+        store: folder that keeps its trials; the same call again goes on from them.
         on_progress: ``on_progress(what, share)`` is called as the work goes on.
 
     Returns:
@@ -102,6 +111,12 @@ def advise(
     _check_optimizer(resolved.recipe)
     goal = goal or resolved.target
     check_workload(resolved, target=goal)
+    if calibrate and goal is None:
+        raise InvalidInputError(
+            f"calibrate without a target for workload {resolved.name!r}",
+            "steps are counted to a target, and the workload names none",
+            'give for example --target "train_loss<0.1"',
+        )
     name = workload if isinstance(workload, str) else workload.name
     loader = (
         functools.partial(resolve_workload, workload, data=data, overrides=_listed(overrides))
@@ -117,15 +132,27 @@ def advise(
     rate = check_rate(resolved, target=goal, seconds=RATE_SHARE * budget, on_progress=on_progress)
     left = (1 - SPEED_SHARE - RATE_SHARE) * budget
     measured, rate = _noise(resolved, goal, rate, seed=seed, seconds=left, progress=on_progress)
+    found = _Findings(
+        name=name,
+        workload=resolved,
+        target=goal,
+        speed=speed,
+        rate=rate,
+        measured=measured,
+    )
+    if calibrate and _obstacle(found) is None:
+        found = dataclasses.replace(
+            found,
+            calibration=_calibrated(
+                found,
+                seed=seed,
+                seconds=calibrate_seconds,
+                store=store,
+                progress=on_progress,
+            ),
+        )
     return _advice(
-        _Findings(
-            name=name,
-            workload=resolved,
-            target=goal,
-            speed=speed,
-            rate=rate,
-            measured=measured,
-        ),
+        found,
         devices=tuple(devices),
         max_waste=max_waste,
         began=began,
@@ -153,6 +180,7 @@ class _Findings:
     speed: SpeedCurve
     rate: RateCheck
     measured: RepeatedRuns
+    calibration: Calibration | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -234,6 +262,40 @@ def _run(
     )
 
 
+def _calibrated(
+    found: _Findings,
+    *,
+    seed: int,
+    seconds: float | None,
+    store: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Calibration:
+    """Tune at a few batch sizes about the one that the noise scale suggests."""
+    from noisescale.run.calibrate import calibrate, prior_of
+    from noisescale.run.sweep.progress import SweepProgress
+
+    def tell(news: SweepProgress) -> None:
+        if progress is not None:
+            progress(f"tuning at batch size {news.batch_size}: {news.trials} trials", news.share)
+
+    suggested = critical_batch(
+        noise=found.measured.noise_scale,
+        optimizer=found.workload.recipe.optimizer_kind,
+        phase=_phase(found),
+    )
+    prior, basis = prior_of(suggested, found.recipe)
+    return calibrate(
+        found.workload.with_recipe(found.recipe.with_changes(dataset_size=None)),
+        prior=prior,
+        prior_basis=basis,
+        target=str(found.target),
+        store=store,
+        seconds=seconds,
+        seed=seed,
+        on_progress=tell,
+    )
+
+
 def _advice(
     found: _Findings, *, devices: tuple[int, ...], max_waste: float, began: float
 ) -> Advice:
@@ -245,6 +307,8 @@ def _advice(
     obstacle = _obstacle(found)
     if obstacle is not None:
         critical = withheld(critical, why=obstacle)
+    elif found.calibration is not None and found.calibration.predicted is not None:
+        critical = calibrated(critical, curve=found.calibration.predicted)
     choice = choose(
         speed=found.speed,
         critical=critical,
@@ -281,6 +345,7 @@ def _advice(
         warnings=tuple(_warnings(found)),
         seconds=time.perf_counter() - began,
         version=__version__,
+        calibration=found.calibration,
     )
 
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noisescale.errors import InvalidInputError
-from noisescale.records import Calibration, Interval, PredictedCurve, TrialResult, TunedSteps
+from noisescale.records import (
+    Calibration,
+    CriticalBatch,
+    Interval,
+    PredictedCurve,
+    Recipe,
+    TrialResult,
+    TunedSteps,
+)
 from noisescale.run.sweep.driver import Driver, kept_store, trained_by_engine
 from noisescale.run.sweep.progress import OnProgress, Reporter
 from noisescale.run.sweep.request import Request, make_request
@@ -25,6 +33,9 @@ MOST_SIZES = 3
 
 LEAST_ERROR = 0.01
 """Standard error of log steps below which a tuned size is not believed. (assumed)"""
+
+UNKNOWN_FACTOR = 50.0
+"""A recipe's batch size may be off the critical one by so much. (assumed)"""
 
 UNKNOWN_ERROR = 0.1
 """Standard error of log steps where the seeds give none: their usual scatter. (measured)"""
@@ -114,6 +125,25 @@ def calibrate(
         seconds=time.monotonic() - began,
         detail=_detail(work),
     )
+
+
+def prior_of(critical: CriticalBatch, recipe: Recipe) -> tuple[CriticalPrior, str]:
+    """Return where a measured noise scale puts the critical batch, and one sentence on it.
+
+    Args:
+        critical: from the noise scale, with its wider band.
+        recipe: its batch size is where to look when nothing is known.
+    """
+    point, low, high = critical.point, critical.low, critical.high
+    if point and low and high:
+        return CriticalPrior(point=point, low=low, high=high), "the noise scale, wider band"
+    if low:
+        # Somewhere above the bound.
+        prior = CriticalPrior(point=4 * low, low=low / 2, high=64 * low)
+        return prior, "a lower bound of the noise scale"
+    size = recipe.batch_size
+    prior = CriticalPrior(point=size, low=size / UNKNOWN_FACTOR, high=size * UNKNOWN_FACTOR)
+    return prior, "the recipe's batch size, for want of a noise scale"
 
 
 @dataclass(kw_only=True)
