@@ -254,3 +254,115 @@ class PredictedCurve(Record):
     tuned: tuple[float, ...]
     level: float
     detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseRow(Record):
+    """One point of the plot of a metric against rate and temperature.
+
+    Attributes:
+        batch_size: global batch size.
+        rate: effective learning rate lr/(1 - m).
+        temperature: tau = lr / ((1 - m) B).
+        metric: the metric, median over seeds.
+        seeds: seeds behind it.
+    """
+
+    batch_size: int
+    rate: float
+    temperature: float
+    metric: float
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse(Record):
+    """How well curves of several batch sizes fall on one when drawn against temperature.
+
+    Attributes:
+        rows: the points, by batch size, then rate.
+        rate_mismatch: mean distance of each curve's points from the other curves, drawn against
+            the rate, over the metric's spread; None where curves do not overlap.
+        temperature_mismatch: the same drawn against temperature.
+        optimum_rate_exponent: slope of the log best rate against log B: 1 where the best
+            temperature is the same at all sizes, 0 where the best rate is.
+        collapses: whether temperature draws the curves closer together than the rate.
+    """
+
+    rows: tuple[CollapseRow, ...]
+    rate_mismatch: float | None
+    temperature_mismatch: float | None
+    optimum_rate_exponent: float | None
+    collapses: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Record):
+    """One sweep beside another.
+
+    Attributes:
+        name: of the optimizer, or whatever was varied.
+        against: what it is compared with.
+        steps_min: ratio of the fewest steps.
+        examples_min: ratio of the fewest examples.
+        critical_batch: ratio of the critical batches.
+    """
+
+    name: str
+    against: str
+    steps_min: Interval
+    examples_min: Interval
+    critical_batch: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualBudget(Record):
+    """The best metric at one batch size within one budget.
+
+    Attributes:
+        batch_size: global batch size.
+        kind: ``steps``, ``examples`` or ``epochs``.
+        budget: how many.
+        metric: best over hyper-parameters of the median over seeds; None where nothing was
+            evaluated within the budget.
+        low: least over the seeds of the best point.
+        high: greatest over them.
+        best: hyper-parameters of the best point.
+        seeds: seeds of the best point.
+        whole: whether every trial ran to the end of the budget or diverged.
+    """
+
+    batch_size: int
+    kind: str
+    budget: float
+    metric: float | None
+    low: float | None
+    high: float | None
+    best: dict[str, Any]
+    seeds: int
+    whole: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeToTarget(Record):
+    """Wall time to the target at one batch size.
+
+    Attributes:
+        batch_size: global batch size.
+        micro_batch_size: examples per pass.
+        accumulation: passes per step on each device.
+        replicas: devices.
+        seconds_per_step: time of a step.
+        seconds: time to the target; None where its steps are not known.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    replicas: int
+    seconds_per_step: float
+    seconds: float | None
+    low: float | None
+    high: float | None

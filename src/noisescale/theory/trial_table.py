@@ -71,7 +71,7 @@ def _row(result: TrialResult, at: float | None, closest: float | None) -> TrialR
         outcome = TrialOutcome.NOT_REACHED
     return TrialRow(
         batch_size=result.plan.recipe.batch_size,
-        values=_values(result.plan.recipe.to_dict()),
+        values=hyper_parameters(result.plan.recipe.to_dict()),
         seed=f"{result.plan.seed}/{result.plan.order_seed}",
         outcome=outcome,
         steps=float(result.steps) if at is None else at,
@@ -79,8 +79,12 @@ def _row(result: TrialResult, at: float | None, closest: float | None) -> TrialR
     )
 
 
-def _values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters: numbers by name, anything else as a word."""
+def hyper_parameters(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the searched keys of a recipe: numbers by name, anything else as a word.
+
+    >>> hyper_parameters({"lr": 0.1, "batch_size": 8, "betas": [0.9, 0.99], "eps": None})
+    {'lr': 0.1, 'beta1': 0.9, 'beta2': 0.99}
+    """
     values: dict[str, Any] = {}
     for name, value in recipe.items():
         if value is None or name in NOT_TUNED:
