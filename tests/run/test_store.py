@@ -42,6 +42,7 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
         store.append(*given)
     assert list(store.results()) == given
     assert list(TrialStore.open(store.path).results()) == given
+    assert [key for key, _ in store.items()] == [each.plan.key for each in given]
     assert [r.plan.key for r in TrialStore.open(store.path).results()] == [
         r.plan.key for r in given
     ]

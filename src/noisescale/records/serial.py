@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Self
 
 from noisescale.errors import InvalidInputError
@@ -37,27 +39,25 @@ class Record:
             InvalidInputError: a key is unknown or a required key is missing.
         """
         assert dataclasses.is_dataclass(cls)
-        hints = typing.get_type_hints(cls)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        readers, required = _readers(cls)
+        unknown = sorted(values.keys() - readers.keys())
         if unknown:
             raise InvalidInputError(
                 f"{cls.__name__} key {unknown[0]!r}",
-                f"the keys are {', '.join(fields)}",
+                f"the keys are {', '.join(readers)}",
                 "remove or rename it",
             )
-        missing = [
-            name
-            for name, field in fields.items()
-            if name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
+        missing = [name for name in required if name not in values]
         if missing:
             raise InvalidInputError(
                 f"{cls.__name__} without {missing[0]!r}", "the key is required", "add it"
             )
-        return cls(**{name: _typed(value, hints[name]) for name, value in values.items()})
+        return cls(
+            **{
+                name: value if value is None else readers[name](value)
+                for name, value in values.items()
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -81,24 +81,54 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _typed(value: Any, hint: Any) -> Any:
+@functools.cache
+def _readers(cls: type) -> tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]:
+    """Return by key how its value is read, and the keys that are required."""
+    # Looked up once per class: stores hold many thousands of records.
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(cls)
+    required = tuple(
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+    return {field.name: _reader(hints[field.name]) for field in fields}, required
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return how a value of a type is read; None, which is itself, is dealt with before."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
-    if value is None:
-        return None
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return _typed(value, inner[0]) if len(inner) == 1 else value
+        return _reader(inner[0]) if len(inner) == 1 else _as_it_is
     if origin is tuple:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_typed(item, arguments[0]) for item in value)
-        return tuple(_typed(item, hint) for item, hint in zip(value, arguments, strict=True))
+        return _tuple_reader(arguments)
     if origin is dict:
-        return {key: _typed(item, arguments[1]) for key, item in value.items()}
+        return _dict_reader(arguments[1])
     if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_dict(value)
+        return hint.from_dict
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return hint(value)
-    if hint is float:
-        return float(value)
+        return hint
+    return float if hint is float else _as_it_is
+
+
+def _tuple_reader(arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        read = _optional(_reader(arguments[0]))
+        return lambda value: tuple(read(item) for item in value)
+    readers = [_optional(_reader(argument)) for argument in arguments]
+    return lambda value: tuple(read(item) for read, item in zip(readers, value, strict=True))
+
+
+def _dict_reader(hint: Any) -> Callable[[Any], Any]:
+    read = _optional(_reader(hint))
+    return lambda value: {key: read(item) for key, item in value.items()}
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _as_it_is(value: Any) -> Any:
     return value

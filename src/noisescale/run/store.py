@@ -185,11 +185,16 @@ class TrialStore:
         Args:
             keys: which ones, in this order; all by default.
         """
+        for _, result in self.items(keys):
+            yield result
+
+    def items(self, keys: Iterable[str] | None = None) -> Iterator[tuple[str, TrialResult]]:
+        """Yield what :meth:`results` does, each with its key, which need not be hashed anew."""
         for key in list(self._lines) if keys is None else keys:
             if key in self._lines:
                 row = json.loads(self._lines[key])
                 del row["key"]
-                yield TrialResult.from_dict(row)
+                yield key, TrialResult.from_dict(row)
 
     def curves(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each kept curve: the key and ``evaluated_at`` and ``values`` by quantity.
