@@ -105,6 +105,8 @@ def _result(
     seconds: float,
     store: str | None,
 ) -> SweepResult:
+    # In one order whatever the order of their ends: equal trials make equal tables, to the bit.
+    found = sorted(found, key=lambda result: result.plan.key)
     curves = tuple(
         _curve(found, target=target, crossing=crossing, unit=unit)
         for target in targets
