@@ -70,7 +70,7 @@ def calibrate(
         prior_basis: where the prior comes from, for people.
         target: the goal; the workload's own by default.
         predict: batch sizes to predict, as :func:`noisescale.sweep` takes them; by default
-            powers of two up to all examples.
+            powers of two, and all examples.
         seeds: runs of the settings that matter.
         most_sizes: most batch sizes to tune, at least 2.
         store: folder that keeps every trial, such as a sweep's; None keeps none.
@@ -106,7 +106,7 @@ def calibrate(
     work = _Work(
         ask=ask,
         prior=prior,
-        wanted=read_batch_sizes(predict or "1:full", train_size=train_size, recipe_size=1),
+        wanted=read_batch_sizes(predict or "1:full,full", train_size=train_size, recipe_size=1),
         most_sizes=most_sizes,
         engine=engine,
         deadline=began + (math.inf if seconds is None else seconds),
