@@ -9,11 +9,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import SweepResult, TrialPlan, TrialResult
-from noisescale.run.executors.executor import Executor, WorkerSpec
+from noisescale.run.executors.executor import Executor, WorkerSpec, held
+from noisescale.run.overrides import parse_overrides
 from noisescale.run.store import TrialStore
 from noisescale.run.sweep.progress import OnProgress, Reporter
 from noisescale.run.sweep.race import Race
@@ -110,12 +112,18 @@ def sweep(
         data=data,
         overrides=overrides,
     )
-    chosen = _executor(executor, slots=slots, workload=workload, data=data, overrides=overrides)
+    spec = _spec(executor, workload=workload, data=data, overrides=overrides)
     deadline = began + (math.inf if seconds is None else seconds)
-    train = (
-        trained_by_engine(request, engine, race=race) if chosen is None else _by_executor(chosen)
-    )
-    with kept_store(request, store) as kept:
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(kept_store(request, store))
+        if executor is None:
+            train = trained_by_engine(request, engine, race=race)
+        else:
+            # Made once the store is ours: it may keep files of its own there.
+            made = executor if spec is None else _made(str(executor), spec, slots, store)
+            assert not isinstance(made, str)
+            stack.enter_context(held(made))
+            train = _by_executor(made)
         driver = Driver(
             request=request,
             train=train,
@@ -255,16 +263,16 @@ def kept_store(
         yield kept
 
 
-def _executor(
+def _spec(
     executor: str | Executor | None,
     *,
-    slots: int | None,
     workload: str | Workload,
     data: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any] | Iterable[str] | None,
-) -> Executor | None:
-    if executor is None or not isinstance(executor, str):
-        return executor
+) -> WorkerSpec | None:
+    """Say how workers load the workload; None where no executor is asked for by its name."""
+    if not isinstance(executor, str):
+        return None
     if executor not in EXECUTORS:
         raise InvalidInputError(
             f"executor {executor!r}",
@@ -277,16 +285,18 @@ def _executor(
             f"the executor {executor} loads it by its name in other processes",
             "pass module:attribute or path/to/file.py:attribute",
         )
-    from noisescale.run.overrides import parse_overrides
-
     changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides or ())
-    spec = WorkerSpec(
+    return WorkerSpec(
         workload=workload, data=None if data is None else str(data), overrides=dict(changes)
     )
-    return _made(executor, spec, slots)
 
 
-def _made(name: str, spec: WorkerSpec, slots: int | None) -> Executor:
+def _made(
+    name: str, spec: WorkerSpec, slots: int | None, store: str | os.PathLike[str] | None
+) -> Executor:
     module = importlib.import_module(f"noisescale.run.executors.{name}")
-    made: Executor = getattr(module, f"{name.capitalize()}Executor")(spec, slots=slots)
+    options: dict[str, Any] = {"slots": slots}
+    if name == "slurm" and store is not None:
+        options["folder"] = Path(store) / "slurm"
+    made: Executor = getattr(module, f"{name.capitalize()}Executor")(spec, **options)
     return made
