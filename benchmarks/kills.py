@@ -196,8 +196,12 @@ def left_alive(pids: set[int]) -> int:
 
 
 def ray_workers() -> list[int]:
-    """The workers of the Ray cluster that this process has started, idle ones included."""
-    return [pid for pid in children(os.getpid()) if words_of(pid).startswith(b"ray::")]
+    """The workers of the Ray cluster that this process has started, idle ones included.
+
+    Not Ray's own agents, whose titles begin alike: without them the machine's part of Ray ends.
+    """
+    titles = (b"ray::IDLE", b"ray::_train")
+    return [pid for pid in children(os.getpid()) if words_of(pid).startswith(titles)]
 
 
 def local_workers() -> list[int]:

@@ -74,6 +74,16 @@ def _die_once(plan: TrialPlan, _: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _meet(plan: TrialPlan, _: Any) -> None:
+    """Wait for a trial in another process; the workload's second word is where they meet."""
+    place = Path(plan.workload.split()[1])
+    (place / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(place.iterdir())) < 2:
+        assert time.monotonic() < until, "nobody came"
+        time.sleep(0.01)
+
+
 def _refuse(plan: TrialPlan, _: Any) -> None:
     raise InvalidInputError("batch size 9", "at most 8 is required", "take 8")
 
@@ -102,6 +112,7 @@ _ACTS: dict[str, Callable[[TrialPlan, Any], TrialResult | None]] = {
     "die": _die,
     "abort": _abort,
     "die_once": _die_once,
+    "meet": _meet,
     "refuse": _refuse,
     "wait": _wait,
     "hang": _hang,

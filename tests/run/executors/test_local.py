@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,31 +52,39 @@ def children(pid: int) -> set[int]:
     return own | {deeper for child in own for deeper in children(child)}
 
 
+@pytest.fixture
+def workers() -> Callable[[], set[int]]:
+    """Tells which processes this one has started since, whatever other tests have left."""
+    before = children(os.getpid())
+    return lambda: children(os.getpid()) - before
+
+
 def test_every_plan_gets_its_result() -> None:
     plans = [plan(seed) for seed in range(6)]
     assert run(*plans) == {each.key: result(each, seconds=0.0) for each in plans}
 
 
-def test_slots_work_side_by_side_and_workers_are_used_again() -> None:
-    found = run(*(plan(seed, workload="pid") for seed in range(12)), slots=2)
-    workers = [each.detail for each in found.values()]
-    assert len(set(workers)) == 2
-    assert f"worker {os.getpid()}" not in workers
+def test_slots_work_side_by_side_and_workers_are_used_again(tmp_path: Path) -> None:
+    found = run(*(plan(seed, workload=f"meet {tmp_path}") for seed in range(6)), slots=2)
+    assert {each.outcome for each in found.values()} == {TrialOutcome.REACHED}
+    met = {int(mark.name) for mark in tmp_path.iterdir()}
+    assert len(met) == 2
+    assert os.getpid() not in met
 
 
-def test_held_workers_are_used_by_the_next_run() -> None:
+def test_held_workers_are_used_by_the_next_run(workers: Callable[[], set[int]]) -> None:
     found: list[TrialResult] = []
     executor = LocalExecutor(STUB, slots=1)
     with held(executor):
         for seed in range(2):
             executor.run([plan(seed, workload="pid")], on_result=found.append)
-        kept = children(os.getpid())
+        kept = workers()
         executor.run([plan(2)], on_result=found.append, should_stop=lambda: True)
         assert gone(kept)  # told to stop
         executor.run([plan(3, workload="die")], on_result=found.append)
     assert found[0].detail == found[1].detail == f"worker {kept.pop()}"
     assert found[2].outcome is TrialOutcome.CRASHED
-    assert not children(os.getpid())
+    assert not workers()
 
 
 @pytest.mark.parametrize(
@@ -152,14 +160,15 @@ def test_stopping_lets_running_trials_report() -> None:
     assert len(found) <= 2
 
 
-def test_a_hanging_trial_is_killed_when_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_trial_is_killed_when_stopped(
+    monkeypatch: pytest.MonkeyPatch, workers: Callable[[], set[int]]
+) -> None:
     monkeypatch.setattr(local, "STOP_SECONDS", 0.1)
-    stop = threading.Event()
     seen: set[int] = set()
 
     def should_stop() -> bool:
-        seen.update(children(os.getpid()))
-        return len(seen) >= 2 or stop.is_set()
+        seen.update(workers())
+        return len(seen) >= 2  # the worker and what its trial started
 
     LocalExecutor(STUB, slots=1).run(
         [plan(0, workload="hang")], on_result=lambda each: None, should_stop=should_stop
@@ -167,11 +176,13 @@ def test_a_hanging_trial_is_killed_when_stopped(monkeypatch: pytest.MonkeyPatch)
     assert gone(seen)
 
 
-def test_what_on_result_raises_ends_the_run_and_the_workers() -> None:
+def test_what_on_result_raises_ends_the_run_and_the_workers(
+    workers: Callable[[], set[int]],
+) -> None:
     seen: set[int] = set()
 
     def full(each: TrialResult) -> None:
-        seen.update(children(os.getpid()))
+        seen.update(workers())
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
@@ -197,13 +208,13 @@ def test_no_worker_outlives_its_parent(sent: signal.Signals) -> None:
         assert driver.stdout is not None
         assert [driver.stdout.readline().strip() for _ in range(2)] == ["reached"] * 2
         until = time.monotonic() + 10
-        while len(workers := children(driver.pid)) < 4 and time.monotonic() < until:
+        while len(theirs := children(driver.pid)) < 4 and time.monotonic() < until:
             time.sleep(0.02)  # two workers, each with the process that its trial started
         driver.send_signal(sent)
         _, errors = driver.communicate(timeout=30)
     assert driver.returncode in (-sent, 1, 130)
-    assert len(workers) == 4
-    assert gone(workers)
+    assert len(theirs) == 4
+    assert gone(theirs)
     assert ("KeyboardInterrupt" in errors) == (sent == signal.SIGINT)
 
 

@@ -204,7 +204,7 @@ def _start(ray: Any, address: str | None, slots: int | None) -> None:
     local = {} if address is not None else {"num_cpus": slots, "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
-    except (ConnectionError, ValueError, RuntimeError) as problem:
+    except Exception as problem:  # noqa: BLE001 - Ray raises bare Exceptions as well
         raise InvalidInputError(
             f"Ray cluster {address or 'on this machine'!r}",
             f"it cannot be reached ({in_one_line(problem)})",
