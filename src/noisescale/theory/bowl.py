@@ -73,7 +73,7 @@ def lowest(
         bounded: shape (points,), True where the value is only a lower bound; default: nowhere.
         low: shape (dimensions,), where the minimum is looked for; default: between the points.
         high: shape (dimensions,), likewise.
-        gap: shape (dimensions,), distance between neighbouring points; default: 0.
+        gap: shape (dimensions,), distance between neighbouring points; default: their mean.
 
     Returns:
         The bowl. With a single point its value and its noise.
@@ -90,7 +90,7 @@ def lowest(
         late=late,
         low=ours.min(axis=0) if low is None else low,
         high=ours.max(axis=0) if high is None else high,
-        gap=np.zeros(places.shape[1]) if gap is None else gap,
+        gap=_mean_gaps(places) if gap is None else gap,
     )
     centre = fit.anchor
     for _ in range(12):
@@ -100,6 +100,12 @@ def lowest(
         # Half steps: the weights follow the minimum, and could make it swing.
         centre = (centre + moved) / 2
     return fit.report(centre)
+
+
+def _mean_gaps(places: Array) -> Array:
+    lines = len(places) ** (1 / max(places.shape[1], 1))
+    gaps: Array = np.ptp(places, axis=0) / max(lines - 1, 1.0)
+    return gaps
 
 
 class _Fit:
@@ -230,7 +236,7 @@ def residuals(*, places: Array, values: Array, noise: float, centre: Array) -> t
     Returns:
         The weighted sum of squares and its degrees of freedom.
     """
-    count, dimensions = places.shape
+    count = len(places)
     fit = _Fit(
         places=places,
         values=values,
@@ -238,6 +244,6 @@ def residuals(*, places: Array, values: Array, noise: float, centre: Array) -> t
         late=np.zeros(count, dtype=bool),
         low=places.min(axis=0),
         high=places.max(axis=0),
-        gap=np.zeros(dimensions),
+        gap=_mean_gaps(places),
     )
     return fit.left_over(centre)

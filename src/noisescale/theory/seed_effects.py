@@ -14,7 +14,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-ROUNDS = 200
+ROUNDS = 100
+"""Most rounds of expectation-maximisation. (assumed)"""
 LEAST_NOISE = 1e-4
 """Assumed least noise of log(steps): first passage is interpolated, not exact."""
 MOST_NOISE = 1.0
@@ -72,7 +73,7 @@ def fill_in(*, logs: Array, reached: Mask, bound: Array) -> SeedEffects:
             filled, doubt = np.where(late, expected, filled), np.where(late, rest, 0.0)
         filled = np.where(known, filled, mean)
         of_seed, of_cell = _variances(filled - means[:, None], doubt, known, of_seed, of_cell)
-        if np.abs(filled - before).max() < 1e-6:
+        if np.abs(filled - before).max() < 1e-5:
             break
     return SeedEffects(filled=filled, doubt=doubt, noise=_noise(filled, doubt, known, of_cell))
 

@@ -72,7 +72,7 @@ def tuned_steps(
     # Families of words (optimizer, schedule) are few: the best is taken as it is.
     found = [at for table in kinds if (at := _family(table)) is not None]
     if not found:
-        return _unreached(kinds, counted)
+        return _unreached(rows, counted)
     return _record(min(found, key=lambda at: at.bowl.least), counted, level)
 
 
@@ -123,8 +123,9 @@ def _family(table: TrialTable) -> _Found | None:
     values = cells.filled.T @ weights
     if repeated:
         seeds = len(table.seeds)
-        # Filled cells have no noise of their own: what they lack is added.
-        lack = 1 / np.maximum(table.run[eligible], 1) - 1 / seeds
+        # Filled cells have no noise of their own: r of n leave r/n^2 of the 1/r that is due.
+        run = np.maximum(table.run[eligible], 1)
+        lack = 1 / run - run / seeds**2
         filled = float(weights**2 @ lack) * cells.noise**2
         doubt = float(weights**2 @ cells.doubt.sum(axis=1)) / seeds / (seeds - 1)
         square = float(values.var(ddof=1)) / seeds + filled + doubt + bowl.model_error**2
@@ -262,13 +263,12 @@ def _temperature(best: dict[str, Any], batch_size: int) -> float | None:
     return float(best["lr"]) / ((1 - (momentum if isinstance(momentum, float) else 0)) * batch_size)
 
 
-def _unreached(kinds: Sequence[TrialTable], counted: dict[str, Any]) -> TunedSteps:
+def _unreached(rows: Sequence[TrialRow], counted: dict[str, Any]) -> TunedSteps:
     """Say how far the trials went."""
-    bounds = [np.exp(table.logs[table.censored]) for table in kinds]
-    run = np.concatenate(bounds)
+    run = [row.steps for row in rows if row.outcome is TrialOutcome.NOT_REACHED]
     near = counted["closest"]
     close = "" if near is None else f"; the closest came to {near:.4g}"
-    if not len(run) and counted["diverged"] == counted["trials"] - counted["failed"]:
+    if not run and counted["diverged"] == counted["trials"] - counted["failed"]:
         return TunedSteps(
             outcome=TuningOutcome.DIVERGED,
             detail=f"every trial diverged: try smaller learning rates{close}",
@@ -276,7 +276,7 @@ def _unreached(kinds: Sequence[TrialTable], counted: dict[str, Any]) -> TunedSte
             **_NO_STEPS,
         )
     # The race stops only what is slower than the best: the longest run is the budget.
-    low = float(run.max()) if len(run) else None
+    low = max(run, default=None)
     return TunedSteps(
         outcome=TuningOutcome.NOT_REACHED,
         detail="no point passed the target with half of its seeds: raise the budget, widen the "
