@@ -22,7 +22,7 @@ from noisescale import records
 from noisescale.cli import cli, main
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("how-to-choose", "formulas", "in-your-loop", "workloads", "command-line")
+PAGES = ("how-to-choose", "formulas", "in-your-loop", "workloads", "command-line", "sweep")
 CHEAP = ("split", "tradeoff")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 CLOSE = 0.05
@@ -149,7 +149,8 @@ def test_json_names_are_fields_of_the_records() -> None:
     named = {name for row in rows for name in re.findall(r"`([a-z]+_[a-z_]+)`", row)}
     kinds = [thing for thing in vars(records).values() if dataclasses.is_dataclass(thing)]
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert named - fields <= {str(outcome) for outcome in records.Outcome}
+    ends = (records.Outcome, records.TrialOutcome, records.TuningOutcome)
+    assert named - fields <= {str(outcome) for kind in ends for outcome in kind}
 
 
 def test_every_option_is_on_the_page() -> None:
