@@ -22,7 +22,7 @@ def test_exact_points_of_a_quadratic(shift: float) -> None:
     x = places(5, 0.4, shift)
     found = lowest(places=x, values=1 + 0.6 * x[:, 0] ** 2, noise=np.full(5, 1e-4))
     assert found.place[0] == pytest.approx(0, abs=1e-2)
-    assert found.least == pytest.approx(1, abs=1e-3)
+    assert found.least == pytest.approx(1, abs=2e-3)
     assert found.inside
 
 

@@ -94,7 +94,7 @@ class TunedSteps(Record):
         optimum: searched hyper-parameters at the minimum of the smooth model, between the
             points tried; empty where there is no model.
         temperature: lr / ((1 - momentum) B) at the best point; None without a rate.
-        points: hyper-parameter points tried.
+        points: hyper-parameter points that say something (not only failures).
         seeds: seeds at the best point.
         trials: trials behind the row.
         reached: trials that reached the target.

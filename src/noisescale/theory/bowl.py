@@ -20,8 +20,8 @@ CURVATURE, CURVATURE_SPREAD = 0.75, 0.6
 steps proportional to (1/r + r)/2 give 0.5, (2/r + r^2)/3 gives 1. (assumed)"""
 TWIST_SPREAD = 0.5
 """Prior deviation of a coefficient of a product of two coordinates. (assumed)"""
-DEPARTURE = 0.15
-"""A point z from the minimum departs from the quadratic by about this times z^3, and counts so
+DEPARTURE = 0.3
+"""A point z from the minimum departs from the quadratic by up to this times z^3, and counts so
 much less: (1/r + r)/2 and (2/r + r^2)/3 depart by 0.08 z^4 and 0.33 z^3. (assumed)"""
 
 
@@ -58,7 +58,7 @@ def lowest(
     """Fit a local quadratic to noisy points and return its smallest value between them.
 
     Bayesian linear regression on 1, z_k, z_k^2 and products, z the distance from the lowest
-    point; noise^2 + (0.15 d^3)^2 is the variance of a point at the distance d from the
+    point; noise^2 + (0.3 d^3)^2 is the variance of a point at the distance d from the
     minimum; repeated until the minimum stays. The lowest point lies anywhere within half a gap
     of the minimum, or farther where the noise chose it: that is the prior of the slope.
 

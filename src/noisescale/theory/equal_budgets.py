@@ -22,7 +22,7 @@ def trial_curves(results: Iterable[TrialResult]) -> list[TrialCurve]:
     return [
         TrialCurve(
             batch_size=result.plan.recipe.batch_size,
-            values=hyper_parameters(result.plan.recipe.to_dict()),
+            values=hyper_parameters(result.plan.recipe),
             seed=f"{result.plan.seed}/{result.plan.order_seed}",
             outcome=result.outcome,
             steps=result.steps,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from noisescale.errors import InvalidInputError
-from noisescale.records import TrialOutcome, TrialResult, TrialRow
+from noisescale.records import Recipe, TrialOutcome, TrialResult, TrialRow
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -71,7 +71,7 @@ def _row(result: TrialResult, at: float | None, closest: float | None) -> TrialR
         outcome = TrialOutcome.NOT_REACHED
     return TrialRow(
         batch_size=result.plan.recipe.batch_size,
-        values=hyper_parameters(result.plan.recipe.to_dict()),
+        values=hyper_parameters(result.plan.recipe),
         seed=f"{result.plan.seed}/{result.plan.order_seed}",
         outcome=outcome,
         steps=float(result.steps) if at is None else at,
@@ -79,23 +79,32 @@ def _row(result: TrialResult, at: float | None, closest: float | None) -> TrialR
     )
 
 
-def hyper_parameters(recipe: dict[str, Any]) -> dict[str, Any]:
+def hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     """Return the searched keys of a recipe: numbers by name, anything else as a word.
 
-    >>> hyper_parameters({"lr": 0.1, "batch_size": 8, "betas": [0.9, 0.99], "eps": None})
-    {'lr': 0.1, 'beta1': 0.9, 'beta2': 0.99}
+    >>> hyper_parameters(Recipe(optimizer="adam", lr=0.1, batch_size=8, betas=(0.9, 0.99)))
+    {'optimizer': 'adam', 'lr': 0.1, 'beta1': 0.9, 'beta2': 0.99}
     """
     values: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if value is None or name in NOT_TUNED:
+    for name in _TUNED:
+        value = getattr(recipe, name)
+        if value is None:
             continue
         if name == "betas":
-            values |= {"beta1": value[0], "beta2": value[1]}
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            values[name] = float(value)
+            values["beta1"], values["beta2"] = value
         else:
-            values[name] = str(value)
+            values[name] = float(value) if _is_number(value) else str(value)
     return values
+
+
+_TUNED = tuple(key.name for key in fields(Recipe) if key.name not in NOT_TUNED)
+
+Point = tuple[tuple[str, Any], ...]
+
+
+def point_of(row: TrialRow) -> Point:
+    """Return a name of the hyper-parameter point: equal for trials that differ in their seed."""
+    return tuple(sorted(row.values.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +147,8 @@ def tables(rows: Sequence[TrialRow]) -> list[TrialTable]:
     Raises:
         InvalidInputError: a trial reached the target at step 0 or earlier.
     """
-    families: dict[tuple[tuple[str, str], ...], list[TrialRow]] = {}
+    families: dict[Point, list[tuple[Point, TrialRow]]] = {}
+    known: dict[Point, Point] = {}
     for row in rows:
         if row.outcome in FAILED:
             continue
@@ -148,24 +158,32 @@ def tables(rows: Sequence[TrialRow]) -> list[TrialTable]:
                 "a target that is not passed before the first step is required",
                 "choose a harder target",
             )
-        words = tuple((k, str(v)) for k, v in sorted(row.values.items()) if not _is_number(v))
-        families.setdefault(words, []).append(row)
+        point = point_of(row)
+        words = known.get(point)
+        if words is None:
+            words = known[point] = tuple((k, v) for k, v in point if not _is_number(v))
+        families.setdefault(words, []).append((point, row))
     return [_table(family) for family in families.values()]
 
 
-def _table(rows: Sequence[TrialRow]) -> TrialTable:
-    keys = [tuple(sorted((k, str(v)) for k, v in row.values.items())) for row in rows]
+def _table(named: Sequence[tuple[Point, TrialRow]]) -> TrialTable:
+    keys, rows = [point for point, _ in named], [row for _, row in named]
     at = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     points = {at[key]: row.values for key, row in zip(keys, rows, strict=True)}
     seeds = _columns(rows, [at[key] for key in keys])
     column = {seed: index for index, seed in enumerate(dict.fromkeys(seeds))}
     shape = (len(at), len(column))
     logs, states = np.full(shape, np.nan), np.zeros((3, *shape), dtype=bool)
-    kinds = (TrialOutcome.REACHED, TrialOutcome.NOT_REACHED, TrialOutcome.DIVERGED)
+    state = {
+        TrialOutcome.REACHED: 0,
+        TrialOutcome.NOT_REACHED: 1,
+        TrialOutcome.DIVERGED: 2,
+    }
     for key, seed, row in zip(keys, seeds, rows, strict=True):
-        cell = at[key], column[seed]
-        logs[cell] = math.log(max(row.steps, 1e-9))
-        states[(slice(None), *cell)] = [row.outcome is kind for kind in kinds]
+        i, j = at[key], column[seed]
+        logs[i, j] = math.log(max(row.steps, 1e-9))
+        states[:, i, j] = False
+        states[state[row.outcome], i, j] = True
     ordered = tuple(points[index] for index in range(len(at)))
     names, places = coordinates(ordered)
     return TrialTable(

@@ -65,8 +65,9 @@ def tuned_steps(
     105
     """
     _check(rows, level)
-    counted = _counts(rows, target=target, crossing=crossing)
     kinds = tables(rows)
+    counted = _counts(rows, target=target, crossing=crossing)
+    counted["points"] = sum(len(table.points) for table in kinds)
     if not kinds:
         return TunedSteps(outcome=TuningOutcome.NOTHING_RAN, **counted, **_NO_STEPS)
     # Families of words (optimizer, schedule) are few: the best is taken as it is.
@@ -293,7 +294,6 @@ def _counts(rows: Sequence[TrialRow], *, target: str, crossing: str) -> dict[str
         "batch_size": rows[0].batch_size,
         "target": target,
         "crossing": crossing,
-        "points": len({str(sorted(row.values.items())) for row in rows}),
         "trials": len(rows),
         "reached": of.count(TrialOutcome.REACHED),
         "not_reached": of.count(TrialOutcome.NOT_REACHED),
