@@ -78,7 +78,7 @@ def collapse(
         InvalidInputError: shapes differ, or a value cannot be used.
 
     Source: the mismatch is that of Bhattacharjee and Seno 2001 (A measure of data collapse for
-    scaling), with exponent 1; tau = lr/((1 - m) B) is Smith and Le 2017, section 5.
+    scaling), with exponent 1; tau = lr/((1 - m) B) is Smith and Le 2018, section 5.
 
     >>> b = [8] * 5 + [32] * 5
     >>> lr = [1, 2, 4, 8, 16, 4, 8, 16, 32, 64]
