@@ -232,3 +232,101 @@ def test_detaching_early_removes_every_hook(mode, measured):
     for p in model.parameters():
         assert not p._backward_hooks
         assert not p._post_accumulate_grad_hooks
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_hook_that_comes_later_and_changes_a_gradient(mode, changes):
+    model = layers()
+    meter = NoiseMeter(model, mode=mode, source="examples")
+    other = NoiseMeter(model, source="examples")
+    x = torch.randn(8, 16, 8)
+    steps(model, meter, [x, x])
+    model[0].weight.register_hook(lambda g: 2 * g if changes else None)
+    steps(model, meter, [x, x])
+    assert ("0.weight" in meter.missing) == changes
+    assert "2.weight" not in meter.missing
+    assert not meter._source._checks
+    other.detach()
+
+
+@pytest.mark.parametrize("mode", ["exact", "fused"])
+def test_a_backward_pass_that_fails(mode):
+    """Its examples are not counted."""
+    model, alone = layers(), layers()
+    meter = NoiseMeter(model, mode=mode, source="examples")
+    reference = NoiseMeter(alone, mode=mode, source="examples")
+
+    def fail(gradient):
+        raise RuntimeError("fails")
+
+    for k in range(4):
+        torch.manual_seed(k)
+        x = torch.randn(8, 16, 8)
+        if k == 2:
+            model.zero_grad()
+            out = model(x)
+            out.register_hook(fail)
+            with pytest.raises(RuntimeError, match="fails"):
+                (100 * out.sum()).backward()
+        steps(model, meter, [x])
+        steps(alone, reference, [x])
+    assert meter.steps == 4
+    assert meter.missing == {}
+    assert meter.history.grad_sq.tolist() == pytest.approx(reference.history.grad_sq.tolist())
+    assert meter.history.trace_cov.tolist() == pytest.approx(reference.history.trace_cov.tolist())
+
+
+def test_a_backward_pass_that_fails_half_way():
+    """Some gradients came and stay."""
+    model = layers()
+    meter = NoiseMeter(model, source="examples")
+    x = torch.randn(8, 16, 8)
+    steps(model, meter, [x, x])
+    handle = model[1].register_full_backward_hook(lambda *_: 1 / 0)
+    model.zero_grad()
+    with pytest.raises(ZeroDivisionError):
+        model(x).sum().backward()
+    handle.remove()
+    model(x).square().mean().backward()
+    meter.close_step()
+    assert meter.steps == 2
+    steps(model, meter, [x])
+    assert meter.steps == 3
+
+
+def test_complex_parameters_are_left_out_by_name():
+    model = layers()
+    model.phase = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+    meter = NoiseMeter(model, source="examples")
+    steps(model, meter, [torch.randn(8, 16, 8)] * 2)
+    assert meter.missing == {"phase": "it is complex"}
+    assert meter.steps == 2
+    with pytest.raises(InvalidInputError, match="real numbers is required"):
+        NoiseMeter(nn.Linear(2, 2, dtype=torch.complex64))
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(8))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+class InnerTimeFirst(nn.Module):
+    """A module within gets time first, as many steps as there are examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner = nn.Linear(8, 8), Gain()
+
+    def forward(self, x):
+        return self.inner(self.first(x).transpose(0, 1)).transpose(0, 1)
+
+
+def test_time_first_inside_is_not_taken_for_the_batch():
+    meter = NoiseMeter(InnerTimeFirst(), source="examples")
+    steps(meter.model, meter, [torch.randn(12, 12, 8)] * 2)
+    assert list(meter.missing) == ["inner.gain"]

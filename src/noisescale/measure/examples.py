@@ -24,6 +24,7 @@ from noisescale.measure.gradients import (
     Inventory,
     Refused,
     StepNorms,
+    foreign_hooks,
     on_gradient,
 )
 from noisescale.measure.harmless import Harmless
@@ -36,6 +37,7 @@ from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
 from noisescale.measure.use_hooks import TWICE
 
 _STALE = "a backward pass went through a forward pass of an earlier step"
+_FAILED = "a backward pass of the step failed half-way"
 _OUTSIDE = "its gradient does not come from calls of its module alone"
 
 _SECOND_ORDER = (
@@ -62,6 +64,7 @@ class ExamplesSource(GradientSource):
         self._fired: list[Forward] = []
         self._mixing = ""
         self._checks: list[RemovableHandle] = []
+        self._others: dict[int, tuple[int, ...]] = {}
         named = self.model.named_modules()
         self._norm_layers = [(plain_name(n), m) for n, m in named if isinstance(m, _BatchNorm)]
         self._shapes = {i: slot.tensor.shape for i, slot in enumerate(inventory.slots)}
@@ -104,6 +107,21 @@ class ExamplesSource(GradientSource):
     def _refuse_again(self, place: int) -> None:
         self._drop(self._calls.layers[place], TWICE)
 
+    def open(self) -> None:
+        """Watch the coming passes as one step."""
+        super().open()
+        slots = self.inventory.slots
+        for index in self.inventory.seen:
+            parameter = slots[index].tensor
+            if parameter._backward_hooks is None and index not in self._others:
+                continue
+            others = foreign_hooks(parameter)
+            if others != self._others.get(index, ()):
+                # It may change the gradient: what was found to agree is compared again.
+                self._others[index] = others
+                self._account.unchecked.add(index)
+                self._checks.append(on_gradient(parameter, self._account.hook(index)))
+
     def pause(self) -> None:
         """Remove every hook; ``open()`` installs them again."""
         super().pause()
@@ -117,6 +135,9 @@ class ExamplesSource(GradientSource):
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_dynamo_compiling() or self._calls.repeating:
             return
+        if self._calls.failed and not self._mean:
+            # Nothing came of it: the step begins anew.
+            self._reset()
         super()._enter(model, args, kwargs)
         if model is not self._root:
             return
@@ -227,6 +248,8 @@ class ExamplesSource(GradientSource):
             return Refused(_SECOND_ORDER)
         if self._calls.stale:
             return Refused(_STALE)
+        if self._calls.failed:
+            return Refused(_FAILED)
         self._settle()
         for forward in self._fired:
             if forward.waiting:

@@ -105,6 +105,16 @@ def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHand
     return handle
 
 
+def foreign_hooks(parameter: Tensor) -> tuple[int, ...]:
+    """Tell the hooks on a parameter's gradient that are not from this package."""
+    hooks: Mapping[int, Any] = parameter._backward_hooks or {}
+    return tuple(
+        number
+        for number, hook in hooks.items()
+        if not str(getattr(hook, "__module__", "")).startswith(__name__.split(".")[0] + ".")
+    )
+
+
 def after_accumulation(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Call ``hook`` with the parameter once its ``grad`` holds this backward pass too."""
     register = parameter.register_post_accumulate_grad_hook

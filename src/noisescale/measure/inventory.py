@@ -70,9 +70,18 @@ class Inventory:
             for slot in self.slots:
                 slot.asked = bool(parameters(slot.name))
                 slot.missing = None if slot.asked else "not asked for"
-        self.seen = [i for i, slot in enumerate(self.slots) if slot.asked]
+        for slot in self.slots:
+            if slot.asked and slot.tensor.is_complex():
+                slot.missing = "it is complex"
+        self.seen = [i for i, slot in enumerate(self.slots) if slot.missing is None]
         """Indices of the parameters that are measured."""
-        if not self.seen:
+        if not self.seen and any(slot.asked for slot in self.slots):
+            raise InvalidInputError(
+                f"model {type(model).__name__}",
+                "at least one parameter of real numbers is required",
+                "hold real and imaginary parts as two parameters",
+            )
+        if not any(slot.asked for slot in self.slots):
             raise InvalidInputError(
                 "parameters",
                 "a function that is true for the name of some trainable parameter is required",

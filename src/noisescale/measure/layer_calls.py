@@ -68,6 +68,7 @@ class LayerCalls:
         """Whether the forward pass that runs has nothing special."""
         self._trainable = [slot.tensor for slot in inventory.slots]
         self._task = -1
+        self._running: set[int] = set()
         self._reached = False
         self.second_order = False
         """Whether a backward pass of the step was to be differentiated itself."""
@@ -112,11 +113,17 @@ class LayerCalls:
         """Drop the calls of the step."""
         self.forward = self._last = None
         self.second_order = self.stale = False
+        self._running.clear()
         for forward in self._begun:
             forward.over = True
         self._begun.clear()
         for layer in self.layers:
             layer.pending.clear()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a backward pass ended before it was through."""
+        return bool(self._running) and not in_backward()
 
     @property
     def repeating(self) -> bool:
@@ -229,13 +236,10 @@ class LayerCalls:
         grad = any(t.requires_grad for t in outputs)
         if not grad and self.alignment.settled:
             return
-        if grad and hook_uses(self, layer, forward, args, kwargs, outputs):
-            return
         take = keep(tensors) if grad else None
         dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
-        unusable = dims if isinstance(dims, str) else layer.rule.again(layer.module)
-        if unusable is not None or isinstance(dims, str):
-            self.drop(layer, unusable or "")
+        if isinstance(dims, str):
+            self.drop(layer, dims)
             return
         if not self.alignment.settled:
             self._known.add(layer.index)
@@ -246,7 +250,11 @@ class LayerCalls:
                 self.drop(layer, UNCERTAIN)
                 return
             self._known.add(layer.index)
-        if take is None:
+        if take is None or hook_uses(self, layer, forward, args, kwargs, outputs):
+            return
+        unusable = layer.rule.again(layer.module)
+        if unusable is not None:
+            self.drop(layer, unusable)
             return
         out_dims = layer.rule.outputs(layer.module, outputs, forward.size)
         if isinstance(out_dims, str):
@@ -306,6 +314,10 @@ class LayerCalls:
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task = task
+            self._running.add(task)
+            engine = torch.autograd.Variable._execution_engine
+            # Not called where the pass fails.
+            engine.queue_callback(lambda: self._running.discard(task))
             self.second_order |= torch.is_grad_enabled()
             tensors = [self._inventory.slots[i].tensor for i in layer.slots.values()]
             self._reached = any(receives(t, self._by_grad) for t in tensors if t.requires_grad)
