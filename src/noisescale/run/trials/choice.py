@@ -76,7 +76,12 @@ def choose(
     """
     if len(plans) < NARROWEST and not forced:
         return Choice(route=None, width=1)
-    width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
+    try:
+        width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
+    except Exception:
+        if forced:
+            raise
+        return Choice(route=None, width=1)  # what it could do with a few trials was not enough
     if forced:
         return Choice(route=route, width=width, stacked_seconds=stacked)
     alone = _alone_seconds(workload, plans[0])

@@ -78,11 +78,22 @@ class TrialEvaluator(Evaluator):
                 values.update({f"{split}_{n}": v for n, v in zip(names, means, strict=True)})
         return values, values[self.loss_name]
 
+    def total(self, model: Any, batch: Any, metric: str, size: int) -> torch.Tensor:
+        """Return a quantity's sum over a batch's examples, a scalar.
+
+        Sums of counts are exact, so that a value that lies right on a target does not pass it by
+        rounding, whatever the batches.
+        """
+        if metric == "loss":
+            return size * self.mean(model, batch, metric).double()
+        assert self._workload.metrics is not None
+        values: torch.Tensor = self._workload.metrics(model, batch)[metric]
+        return values.double().sum()
+
     def _means(self, model: nn.Module, split: str, names: Sequence[str]) -> list[float]:
-        totals, count = torch.zeros(len(names), dtype=torch.float64), 0
+        sums, count = torch.zeros(len(names), dtype=torch.float64), 0
         for size, batch in self.batches(split):
             once = Once(model)
-            means = [self.mean(once, batch, name) for name in names]
-            totals += size * torch.stack([mean.double().cpu() for mean in means])
+            sums += torch.stack([self.total(once, batch, name, size).cpu() for name in names])
             count += size
-        return (totals / count).tolist()
+        return (sums / count).tolist()

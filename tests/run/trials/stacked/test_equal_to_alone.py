@@ -1,0 +1,164 @@
+"""Stacked training gives the weights of training one by one: 50 steps in float64, to 1e-9."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from noisescale.records.trial import TrialPlan
+from noisescale.run.trials.alone import LoneTrial
+from noisescale.run.trials.passages import Passages, quantities
+from noisescale.run.trials.quantities import TrialEvaluator
+from noisescale.run.trials.stacked.feed import Feed
+from noisescale.run.trials.stacked.routes import Route, sound_routes
+from noisescale.run.trials.stacked.stack import Stack
+from noisescale.run.trials.units import RunningTrial
+from noisescale.workload import Workload
+from run.trials.small import MODELS, plans, small_workload, smoothed
+
+STEPS = 50
+TOLERANCE = 1e-9
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "decay": {"weight_decay": 0.01},
+    "scheduled": {"schedule": {"kind": "cosine"}, "total_steps": 60, "warmup_steps": 5},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.01},
+    "momentum-scheduled": {
+        "momentum": 0.9,
+        "schedule": {"kind": "step", "milestones": [10]},
+    },
+    "dampened": {"momentum": 0.9, "dampening": 0.3},
+    "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "adam": {"optimizer": "adam", "weight_decay": 0.01},
+    "adamw": {"optimizer": "adamw", "betas": (0.8, 0.95), "eps": 1e-4},
+    "lars": {"optimizer": "lars", "weight_decay": 0.01, "trust_coefficient": 0.02},
+    "lars-nesterov": {"optimizer": "lars", "nesterov": True, "momentum": 0.8},
+    "lamb": {"optimizer": "lamb"},
+}
+
+MIXED: dict[str, list[dict[str, Any]]] = {
+    "sgd": [{"weight_decay": 0.1}, {"warmup_steps": 9}, {}],
+    "momentum": [{"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.05}, {"momentum": 0.99}],
+    "adam": [
+        {"optimizer": "adam", "betas": (0.5, 0.9)},
+        {"optimizer": "adam", "eps": 1e-3, "weight_decay": 0.1},
+    ],
+    "adamw": [
+        {"optimizer": "adamw", "betas": (0.5, 0.9)},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+    ],
+    "lars": [{"optimizer": "lars", "momentum": 0.0}, {"optimizer": "lars", "weight_decay": 0.1}],
+    "lamb": [{"optimizer": "lamb", "betas": (0.5, 0.9)}, {"optimizer": "lamb", "eps": 1e-3}],
+}
+
+
+def routes(workload: Workload, plan: TrialPlan) -> dict[str, Route]:
+    return {route.name: route for route in sound_routes(workload, plan)}
+
+
+def stack_of(workload: Workload, route: Route, chosen: list[TrialPlan]) -> Stack:
+    cpu = torch.device("cpu")
+    trials = [
+        RunningTrial(plan=plan, place=i, passages=Passages(plan)) for i, plan in enumerate(chosen)
+    ]
+    evaluator = TrialEvaluator(workload, cpu, quantities(chosen[0]))
+    return Stack(route, workload, Feed(workload, cpu), evaluator, trials)
+
+
+def worst_difference(workload: Workload, stack: Stack, steps: int) -> float:
+    """Largest difference of weights and values from trials trained by themselves."""
+    worst = 0.0
+    values = stack._appraiser.values(stack.weights)
+    for i, trial in enumerate(stack.trials):
+        with torch.random.fork_rng():
+            torch.manual_seed(trial.plan.seed)
+            alone = LoneTrial(workload, trial.plan)
+        for _ in range(steps):
+            alone.step()
+        for ours, theirs in zip(stack.weights, alone.model.parameters(), strict=True):
+            worst = max(worst, float((ours[i] - theirs.detach()).abs().max()))
+        theirs_values, loss = alone._evaluator.all_values(alone.model)
+        worst = max(worst, abs(values[i][1] - loss))
+        worst = max(worst, *(abs(values[i][0][k] - v) for k, v in theirs_values.items()))
+    return worst
+
+
+def trained(stack: Stack, *, drop: tuple[int, ...] = (1, 4, 5)) -> Stack:
+    with torch.no_grad():
+        for step in range(STEPS):
+            if step == STEPS // 2:
+                for trial in stack.trials:
+                    if trial.place in drop:
+                        trial.stopped_by = "race"
+                stack.drop_ended()
+            stack.step()
+    return stack
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("perceptron", "products"), ("convolutions", "channels"), ("residual", "vmap")],
+)
+def test_every_optimizer_through_compaction(model: str, name: str, optimizer: str) -> None:
+    workload = small_workload(MODELS[model])
+    every = plans(**OPTIMIZERS[optimizer])
+    route = routes(workload, every[0])[name]
+    chosen = every if route.joins_orders else every[:3]
+    stack = trained(stack_of(workload, route, chosen))
+    assert len(stack.trials) == len(chosen) - (3 if route.joins_orders else 1)
+    assert worst_difference(workload, stack, STEPS) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_hyper_parameters_of_each_trial(kind: str) -> None:
+    workload = small_workload()
+    # Rates that do not make rounding grow: Adam at 0.1 multiplies it by 1e6 in 50 steps.
+    rates = (0.003, 0.01, 0.03)
+    chosen = [p for keys in MIXED[kind] for p in plans(seeds=(0, 1), rates=rates, **keys)]
+    route = routes(workload, chosen[0])["products"]
+    assert worst_difference(workload, trained(stack_of(workload, route, chosen)), STEPS) < TOLERANCE
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 60])
+@pytest.mark.parametrize("one_order", [True, False])
+def test_every_layout_of_the_first_layer(batch_size: int, one_order: bool) -> None:
+    workload = small_workload()
+    chosen = plans(batch_size=batch_size, one_order=one_order)
+    route = routes(workload, chosen[0])["products"]
+    assert worst_difference(workload, trained(stack_of(workload, route, chosen)), STEPS) < TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["perceptron", "convolutions"])
+def test_any_mean_loss(model: str) -> None:
+    workload = small_workload(MODELS[model], loss=smoothed)
+    chosen = plans(one_order=True)
+    for name, route in routes(workload, chosen[0]).items():
+        if name != "vmap":
+            assert (
+                route.make(TrialEvaluator(workload, torch.device("cpu"), ()))[0].head.name == "mean"
+            )  # type: ignore[attr-defined]
+        stack = trained(stack_of(workload, route, chosen))
+        assert worst_difference(workload, stack, STEPS) < TOLERANCE
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_joined_stacks_go_on_as_before(optimizer: str) -> None:
+    workload = small_workload()
+    chosen = plans(seeds=(0, 1), **OPTIMIZERS[optimizer])
+    route = routes(workload, chosen[0])["products"]
+    one = stack_of(workload, route, chosen[::2])
+    other = stack_of(workload, route, chosen[1::2])
+    with torch.no_grad():
+        for _ in range(10):
+            one.step()
+            other.step()
+        assert one.may_join(other)
+        one.join(other)
+        for _ in range(10):
+            one.step()
+    assert len(one.trials) == len(chosen)
+    assert worst_difference(workload, one, 20) < TOLERANCE
