@@ -129,6 +129,7 @@ def test_the_public_surface() -> None:
         "Workload",
         "__version__",
         "advise",
+        "branch",
         "fit_tradeoff",
         "measure_noise_scale",
         "measure_workload",

@@ -60,28 +60,32 @@ class Number(click.ParamType[Any]):
 
 
 class Counts(click.ParamType[Any]):
-    """Positive whole numbers with commas between."""
+    """Whole numbers with commas between, positive unless told otherwise."""
 
     name = "N,N,..."
+
+    def __init__(self, at_least: int = 1) -> None:
+        self.at_least = at_least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the numbers, sorted, each once.
 
         Raises:
-            InvalidInputError: one is no positive whole number.
+            InvalidInputError: one is no whole number of at least that.
         """
-        del param, ctx
+        del ctx
         if isinstance(value, tuple):
             return value
         try:
             counts = {int(part) for part in value.split(",")}
         except ValueError:
-            counts = {0}
-        if min(counts) < 1:
+            counts = {self.at_least - 1}
+        if min(counts) < self.at_least:
+            option = max(param.opts, key=len) if param is not None else "value"
             raise InvalidInputError(
-                f"--devices {value}",
-                "whole numbers of at least 1 with commas between are required",
-                "give for example --devices 1,2,4,8",
+                f"{option} {value}",
+                f"whole numbers of at least {self.at_least} with commas between are required",
+                f"give for example {option} 1,2,4,8",
             )
         return tuple(sorted(counts))
 

@@ -11,6 +11,7 @@ from noisescale.records.advice import (
     RateTrial,
 )
 from noisescale.records.batch import BatchSplit
+from noisescale.records.branch import BranchPoint, BranchResult, BranchRow
 from noisescale.records.calibration import Calibration
 from noisescale.records.noise import (
     Measurement,
@@ -53,6 +54,9 @@ __all__ = [
     "Advice",
     "AdviceRow",
     "BatchSplit",
+    "BranchPoint",
+    "BranchResult",
+    "BranchRow",
     "Calibration",
     "Collapse",
     "CollapseRow",

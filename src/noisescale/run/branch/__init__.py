@@ -1,0 +1,1 @@
+"""Short runs at multiples of the batch size from points of a training."""
