@@ -121,6 +121,11 @@ class TestOutcomes:
         assert found.outcome is TuningOutcome.DIVERGED
         assert "smaller learning rates" in found.detail
 
+    def test_one_seed_says_what_is_missing(self) -> None:
+        assert "one seed" in tuned_steps(grid([1.0])).detail
+        apart = [row(r, f"own {r}", bowl(r)) for r in (0.5, 0.71, 1.0, 1.41, 2.0)]
+        assert "one seed" not in tuned_steps(apart).detail
+
     def test_nothing_ran(self) -> None:
         found = tuned_steps([row(1.0, "a", 5.0, TrialOutcome.CRASHED)])
         assert found.outcome is TuningOutcome.NOTHING_RAN

@@ -24,6 +24,7 @@ from noisescale.theory.pooled_errors import common_variance, moderated
 from noisescale.theory.rate_law import fit_rate_law
 from noisescale.theory.regimes import fit_regimes
 from noisescale.theory.tradeoff import fit_tradeoff
+from noisescale.theory.trial_table import REPEAT
 from noisescale.theory.tuned_steps import student, tuned_steps
 
 Array = npt.NDArray[np.float64]
@@ -152,7 +153,7 @@ def shared_shift(points: Sequence[TunedSteps], *, level: float = 0.95) -> float:
     them moves the whole curve, and does not show in the scatter about a fit.
     """
     tables = [p.seed_values for p in points if p.steps is not None and len(p.seed_values) > 1]
-    names = sorted({name for table in tables for name in table if not name.startswith("repeat ")})
+    names = sorted({name for table in tables for name in table if not name.startswith(REPEAT)})
     if len(tables) < 2 or len(names) < 2:
         return 0.0
     deviations = np.full((len(names), len(tables)), np.nan)

@@ -20,6 +20,8 @@ FAILED = (TrialOutcome.CRASHED, TrialOutcome.INTERRUPTED, TrialOutcome.INFEASIBL
 """Outcomes that say nothing about the steps to the target."""
 COMPLEMENTS = ("momentum", "beta", "ema")
 """Averages: what counts is the logarithm of 1 - value (their length). (assumed)"""
+REPEAT = "repeat "
+"""Begins the names of repeats that share no seed with other points."""
 NOT_TUNED = frozenset(
     {
         "batch_size",
@@ -209,7 +211,7 @@ def _columns(rows: Sequence[TrialRow], at: Sequence[int]) -> list[str]:
     numbers = []
     for index in at:
         counts[index] = counts.get(index, 0) + 1
-        numbers.append(f"repeat {counts[index]}")
+        numbers.append(f"{REPEAT}{counts[index]}")
     return numbers
 
 

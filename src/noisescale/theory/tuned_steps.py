@@ -19,7 +19,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.records import TrialOutcome, TrialRow, TunedSteps, TuningOutcome
 from noisescale.theory.bowl import Bowl, lowest
 from noisescale.theory.seed_effects import fill_in
-from noisescale.theory.trial_table import FAILED, TrialTable, tables, unscaled
+from noisescale.theory.trial_table import FAILED, REPEAT, TrialTable, tables, unscaled
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -98,6 +98,11 @@ class _Found:
     seed_values: dict[str, float]
     error: float
     freedom: float | None
+
+    @property
+    def own_seeds(self) -> bool:
+        """Whether every trial has a seed of its own."""
+        return self.table.seeds[0].startswith(REPEAT)
 
     @property
     def best(self) -> int:
@@ -239,12 +244,19 @@ def _record(found: _Found, counted: dict[str, Any], level: float) -> TunedSteps:
         seeds=int(table.reached[found.best].sum()),
         on_edge=edges,
         seed_values=found.seed_values,
-        detail=f"the best {' and '.join(edges)} lies on an edge of what was tried: widen the "
-        "search there"
-        if edges
-        else "",
+        detail="; ".join(_notes(found, edges)),
         **counted,
     )
+
+
+def _notes(found: _Found, edges: Sequence[str]) -> list[str]:
+    notes = []
+    if edges:
+        where = f"the best {' and '.join(edges)} lies on an edge of what was tried"
+        notes.append(f"{where}: widen the search there")
+    if len(found.table.seeds) == 1 and len(found.table.points) > 1 and not found.own_seeds:
+        notes.append("one seed: what it does at all points alike is not in the interval")
+    return notes
 
 
 def _edges(table: TrialTable, best: int) -> tuple[str, ...]:
