@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from noisescale.run.executors.one_trial import (
     load_trainer,
     run_one,
 )
+from noisescale.run.executors.ray_output import rays_messages_to_stderr
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at whether to stop. (assumed)"""
@@ -68,16 +70,19 @@ class RayExecutor:
         self.gpus = gpus
         self._held = False
         self._started = False
+        self._output = ExitStack()
 
     def __enter__(self) -> Self:
         """Keep the cluster from one run to the next."""
         self._held = True
+        self._output.enter_context(rays_messages_to_stderr())
         return self
 
     def __exit__(self, *problem: object) -> None:
         """Shut down what was started."""
         self._held = False
         self._shut_down()
+        self._output.close()
 
     def run(
         self,
@@ -87,13 +92,19 @@ class RayExecutor:
         should_stop: ShouldStop | None = None,
     ) -> None:
         """Train every plan as a task; see :class:`Executor`."""
+        with rays_messages_to_stderr():
+            self._run(plans, on_result, should_stop or (lambda: False))
+
+    def _run(
+        self, plans: Sequence[TrialPlan], on_result: OnResult, should_stop: ShouldStop
+    ) -> None:
         ray = _import_ray()
         if not ray.is_initialized():
             self._started = True
             _start(ray, self.address, self.slots)
         tasks = _Tasks(self, ray, plans, on_result)
         try:
-            tasks.work(should_stop or (lambda: False))
+            tasks.work(should_stop)
         finally:
             tasks.cancel()
             if not self._held:
