@@ -48,7 +48,7 @@ def calibrate(
     prior_basis: str = "given",
     target: str | None = None,
     predict: str | Sequence[int] | None = None,
-    seeds: int = 4,
+    seeds: int = 8,
     most_sizes: int = MOST_SIZES,
     store: str | os.PathLike[str] | None = None,
     engine: str = "auto",
@@ -60,7 +60,7 @@ def calibrate(
 ) -> Calibration:
     """Tune at a batch size below and one above the critical one, and predict all others.
 
-    The pair lies about a factor 3.5 below and above what the noise scale says. Where the tuned
+    The pair lies about a factor 4.5 below and above what the noise scale says. Where the tuned
     steps leave it open on which side of the critical batch both lie, a third size is tuned.
 
     Args:
