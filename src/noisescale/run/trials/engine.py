@@ -27,6 +27,9 @@ from noisescale.workload import Workload
 MEMORY_SHARE = 0.25
 """Share of the memory that is free which trials may take together. (assumed)"""
 
+KEPT_WEIGHTS = 5
+"""A trial by itself keeps so many times its weights: gradients, memories. (assumed)"""
+
 ENGINES = ("auto", "stacked", "alone")
 
 
@@ -132,13 +135,15 @@ def _slots(
         kinds.setdefault(stack_kind(trial.plan), []).append(trial)
     isolated = _is_isolated(workload)
     with torch.random.fork_rng():
-        device = next(fresh_model(workload).parameters()).device
+        model = fresh_model(workload)
+    device = next(model.parameters()).device
+    kept = KEPT_WEIGHTS * sum(p.numel() * p.element_size() for p in model.parameters())
     feed = Feed(workload, device)
     for alike in kinds.values():
         evaluator = TrialEvaluator(workload, device, quantities(alike[0].plan))
         choice = _choice(workload, alike, engine, feed, evaluator, capacity, threads)
         if choice.route is None:
-            yield from (_lone(workload, trial, isolated=isolated) for trial in alike)
+            yield from (_lone(workload, trial, kept, isolated=isolated) for trial in alike)
         else:
             yield from _stacks(workload, alike, choice, choice.route, feed, evaluator)
 
@@ -200,18 +205,18 @@ def _stacks(
                 own,
                 trial_bytes=size,
                 make=partial(Stack, route, workload, feed, evaluator, own),
-                again=partial(_again, workload),
+                again=partial(_again, workload, size),
                 width=choice.width,
             )
 
 
-def _lone(workload: Workload, trial: RunningTrial, *, isolated: bool) -> Slot:
+def _lone(workload: Workload, trial: RunningTrial, size: int, *, isolated: bool) -> Slot:
     make = partial(LoneUnit, workload, trial, isolated=isolated)
-    return Slot([trial], trial_bytes=0, make=make)
+    return Slot([trial], trial_bytes=size, make=make)
 
 
-def _again(workload: Workload, trial: RunningTrial) -> Slot:
+def _again(workload: Workload, size: int, trial: RunningTrial) -> Slot:
     """Begin a trial anew, one by one."""
     trial.passages = trial.passages.afresh()
     trial.engine, trial.steps = "alone", 0
-    return _lone(workload, trial, isolated=False)
+    return _lone(workload, trial, size, isolated=False)

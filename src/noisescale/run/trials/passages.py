@@ -36,6 +36,7 @@ class Passage:
 
     def __init__(self, target: Target, *, hold: int) -> None:
         self.target = target
+        self.name = target.name
         self.first: float | None = None
         self.sustained: float | None = None
         self.closest: float | None = None
@@ -141,7 +142,7 @@ class Passages:
         """
         self.steps = step
         for passage in self._passages:
-            passage.note(step, values[passage.target.name])
+            passage.note(step, values[passage.name])
         if self._keep:
             self.evaluated_at.append(step)
             for name, value in values.items():
@@ -160,8 +161,12 @@ class Passages:
 
     def _all_known(self, step: int) -> bool:
         """Whether every target was passed, for good or long enough ago."""
-        firsts = [p.first for p in self._passages if p.first is not None]
-        if not self._passages or len(firsts) < len(self._passages):
+        firsts = []
+        for passage in self._passages:
+            if passage.first is None:
+                return False
+            firsts.append(passage.first)
+        if not firsts:
             return False
         for_good = all(passage.sustained is not None for passage in self._passages)
         return for_good or step > max(SUSTAINED_GRACE * max(firsts), 10 * self._plan.hold)
