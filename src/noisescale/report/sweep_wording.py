@@ -36,21 +36,21 @@ def regime_lines(sweep: SweepResult) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     regimes = sweep.regimes
     if regimes is not None:
-        lines += [
-            ("Perfect scaling up to: ", ends(regimes.perfect_end, sweep.unit)),
-            ("Useful scaling up to: ", ends(regimes.useful_end, sweep.unit)),
-        ]
-        if regimes.small_slope.point is not None:
-            slope = regimes.small_slope
+        named = (
+            ("Perfect scaling up to: ", regimes.perfect_end, sweep.unit),
+            ("Useful scaling up to: ", regimes.useful_end, sweep.unit),
+            ("Plateau: ", regimes.plateau, "steps"),
+        )
+        lines += [(name, ends(value, unit)) for name, value, unit in named if _known(value)]
+        slope = regimes.small_slope
+        if slope.point is not None:
             span = f"{wording.number(slope.low)} to {wording.number(slope.high)}"
-            lines.append(
-                ("Slope at small batch: ", f"{wording.number(slope.point)} ({span}; -1 is perfect)")
-            )
-        lines.append(("Plateau: ", ends(regimes.plateau, "steps")))
+            text = f"{wording.number(slope.point)} ({span}; -1 is perfect)"
+            lines.append(("Slope at small batch: ", text))
         if regimes.detail:
             lines.append(("Regimes: ", wording.sentence(regimes.detail)))
     rate = sweep.curves[0].rate_law if sweep.curves else None
-    if rate is not None and rate.exponent.point is not None:
+    if rate is not None and rate.exponent.point is not None and _known(rate.exponent, ends=True):
         low, high = rate.exponent.low, rate.exponent.high
         text = f"batch to the power {wording.number(rate.exponent.point)}"
         text += f" ({wording.interval(low, high)}) at small batch"
@@ -58,6 +58,12 @@ def regime_lines(sweep: SweepResult) -> list[tuple[str, str]]:
             text += f", saturating at {ends(rate.saturation, sweep.unit)}"
         lines.append(("Best rate: ", text))
     return lines
+
+
+def _known(value: Interval, *, ends: bool = False) -> bool:
+    """Whether a value says anything; with ``ends``, whether its interval does."""
+    bounded = value.low is not None or value.high is not None
+    return bounded or (value.point is not None and not ends)
 
 
 _OUTCOMES = {

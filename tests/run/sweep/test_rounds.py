@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 
 import response_surfaces as surfaces
+from noisescale.records import TrialOutcome
+from noisescale.run.executors.executor import without_result
 from noisescale.run.sweep.rounds import WIDENINGS, Search, Tuning
 from noisescale.run.sweep.space import Dimension
 from noisescale.run.sweep.standing import standing
@@ -120,13 +123,31 @@ def test_a_target_out_of_reach_ends_without_filling():
     assert len(what.plans(done)) <= 2 * (3 + 4 * WIDENINGS)
 
 
-def test_interrupted_trials_run_again():
-    from noisescale.records import TrialOutcome, TrialResult
+@pytest.mark.parametrize("kind", ["grid", "quasi-random"])
+@pytest.mark.parametrize("outcome", [TrialOutcome.CRASHED, TrialOutcome.INFEASIBLE_MEMORY])
+def test_where_everything_crashes_no_more_is_tried(kind, outcome):
+    what = tuning(search=Search(kind=kind, trials=4))
+    first = what.next_plans({})
+    done = {plan.key: without_result(plan, why="crash", detail="") for plan in first}
+    done = {key: dataclasses.replace(result, outcome=outcome) for key, result in done.items()}
+    assert what.next_plans(done) == []
+    assert what.best_rate(done) is None
 
+
+def test_where_everything_diverges_smaller_rates_are_tried():
+    what = tuning(search=Search(trials=3))
+    first = what.next_plans({})
+    done = {plan.key: without_result(plan, why="crash", detail="") for plan in first}
+    done = {k: dataclasses.replace(r, outcome=TrialOutcome.DIVERGED) for k, r in done.items()}
+    least = min(plan.recipe.lr for plan in first)
+    assert all(plan.recipe.lr < least for plan in what.next_plans(done))
+
+
+def test_interrupted_trials_run_again():
     what = tuning()
     first = what.next_plans({})
     result = surfaces.outcome_of(first[0])
-    halted = TrialResult(**{**vars(result), "outcome": TrialOutcome.INTERRUPTED})
+    halted = dataclasses.replace(result, outcome=TrialOutcome.INTERRUPTED)
     assert first[0] in what.next_plans({first[0].key: halted})
     assert first[0] not in what.next_plans({first[0].key: result})
 

@@ -40,6 +40,9 @@ LEADERS = 3
 EDGE_SHARE = 0.1
 """A best within this share of a box's end counts as on its edge. (assumed)"""
 
+NOTHING_TOLD = (TrialOutcome.CRASHED, TrialOutcome.INFEASIBLE_MEMORY)
+"""Outcomes that say nothing about a setting."""
+
 Results = Mapping[str, TrialResult]
 """Results by the key of their plan."""
 
@@ -233,9 +236,12 @@ class _Field:
         """The best setting of each target and kind of crossing.
 
         Where nothing got there it is the one that came closest; crossings for good are then
-        left aside.
+        left aside. Where everything crashed or found no memory there is none: more of the
+        same would end alike.
         """
-        found = []
+        found: list[tuple[Standing, Point]] = []
+        if all(self.done[p.key].outcome in NOTHING_TOLD for of in self.asked.values() for p in of):
+            return found
         for target in self.tuning.targets:
             for crossing in CROSSINGS:
                 best = self.standings(target, crossing, seeds=seeds)[0]
@@ -246,6 +252,8 @@ class _Field:
     def beyond(self, widening: int, *, seeds: int) -> list[Point]:
         """Points beyond the edges that hold some best."""
         bests = [point for _, point in self.bests(seeds=seeds)]
+        if not bests:
+            return []
         if self.tuning.search.kind == "quasi-random":
             return self._beyond_box(bests, stream=1 + widening)
         rates = sorted(point["lr"] for point in self.points)
