@@ -206,3 +206,31 @@ def test_progress_counts_up(no_training):
     assert all(0 <= share <= 1 for share in shares)
     assert shares[-1] == 1.0
     assert any(best.steps for best in seen[-1].bests.values())
+
+
+class Here:
+    """An executor that trains in place."""
+
+    def __init__(self):
+        self.rounds, self.entered = 0, False
+
+    def __enter__(self):
+        self.entered = True
+        return self
+
+    def __exit__(self, *_reason):
+        self.entered = False
+
+    def run(self, plans, *, on_result, should_stop=None):
+        assert self.entered, "an executor keeps its workers between rounds"
+        self.rounds += 1
+        surfaces.train(None, plans, on_result=on_result, should_stop=should_stop)
+
+
+def test_an_executor_trains_the_same_table(tmp_path):
+    executor = Here()
+    found = run(executor=executor, store=tmp_path / "one")
+    here = run(race=False, store=tmp_path / "two")
+    assert executor.rounds > 3
+    assert not executor.entered
+    assert found.batch_sizes == here.batch_sizes
