@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -122,7 +123,10 @@ def _threads(wanted: int) -> Iterator[int]:
     if wanted > 1:
         torch.set_num_threads(1)
     try:
-        yield max(1, wanted)
+        with warnings.catch_warnings():
+            # Some functions have no batching rule: whether that is too slow is measured.
+            warnings.filterwarnings("ignore", message="There is a performance drop because")
+            yield max(1, wanted)
     finally:
         torch.set_num_threads(before)
 
