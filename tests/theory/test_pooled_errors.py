@@ -53,3 +53,16 @@ def test_common_variance() -> None:
     table[::2, 0] = np.nan
     assert common_variance(table) == pytest.approx(0.09, rel=0.1)
     assert common_variance(np.full((3, 3), np.nan)) == 0
+
+
+def test_chance_of_few_seeds_is_no_common_variance() -> None:
+    """One standard error is passed by chance in about one of six repeats."""
+    rng = np.random.default_rng(2)
+    found = [common_variance(rng.standard_normal((3, 10))) > 0 for _ in range(200)]
+    # Three standard errors of a share of 16 % in 200 repeats: 8 %.
+    assert 0.05 < np.mean(found) < 0.24
+    shared = [
+        common_variance(rng.standard_normal((3, 1)) + 0.5 * rng.standard_normal((3, 10))) > 0
+        for _ in range(100)
+    ]
+    assert np.mean(shared) > 0.8

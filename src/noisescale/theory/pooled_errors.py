@@ -66,7 +66,9 @@ def _inverse_trigamma(y: float) -> float:
 def common_variance(deviations: npt.ArrayLike) -> float:
     """Variance over seeds of what a seed has in common at all batch sizes.
 
-    The mean, over pairs of batch sizes, of their covariance over seeds; not below 0.
+    The mean, over pairs of batch sizes, of their covariance over seeds; 0 where it is not above
+    the standard error that independent batch sizes would give it, the mean variance times
+    sqrt(1/((seeds - 1) pairs)): few seeds would else widen everything by chance.
 
     Args:
         deviations: shape (seeds, batch sizes), log steps of each seed less the mean over seeds;
@@ -76,11 +78,15 @@ def common_variance(deviations: npt.ArrayLike) -> float:
         The variance; 0 where fewer than two seeds or two batch sizes can be compared.
     """
     table = np.asarray(deviations, dtype=np.float64)
-    total, pairs = 0.0, 0
+    total, chance, pairs = 0.0, 0.0, 0
     for i in range(table.shape[1]):
         for j in range(i):
             both = ~np.isnan(table[:, i]) & ~np.isnan(table[:, j])
             if both.sum() >= 2:
-                total += float(np.cov(table[both, i], table[both, j])[0, 1])
+                square = np.cov(table[both, i], table[both, j])
+                total += float(square[0, 1])
+                chance += float(square[0, 0] * square[1, 1]) / (int(both.sum()) - 1)
                 pairs += 1
-    return max(total / pairs, 0.0) if pairs else 0.0
+    if not pairs or total <= np.sqrt(chance):
+        return 0.0
+    return total / pairs
