@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
-from noisescale.records import NoiseScale, Outcome, ParametersSeen, Recipe, Target, TrajectoryRow
+from noisescale.records import (
+    NoiseScale,
+    Outcome,
+    ParametersSeen,
+    Recipe,
+    Target,
+    TrajectoryRow,
+    TrialPlan,
+)
 from noisescale.workload import Workload, data_size
 
 NOISE = NoiseScale(
@@ -118,3 +127,19 @@ def test_workload_border() -> None:
         Workload(**(good | {"train": [1]}), recipe=recipe)
     with pytest.raises(InvalidInputError, match="map-style"):
         data_size(3)
+
+
+def test_a_trial_keeps_its_name_when_recipes_gain_keys():
+    recipe = Recipe(lr=0.1, batch_size=32, momentum=0.9)
+    plan = TrialPlan(
+        workload="digits-0",
+        recipe=recipe,
+        seed=1,
+        order_seed=2,
+        targets=("validation_error<0.05",),
+        max_steps=100,
+    )
+    # Worked out when the name was fixed: stores on disk rely on it.
+    assert plan.key == "4866d2eb2b579809"
+    assert dataclasses.replace(plan, seed=2).key != plan.key
+    assert TrialPlan.from_json(plan.to_json()).key == plan.key

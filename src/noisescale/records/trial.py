@@ -56,8 +56,11 @@ class TrialPlan(Record):
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash of everything above: 16 hexadecimal digits."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """Hash of everything above that is set: 16 hexadecimal digits."""
+        # What is absent is left out: a key that recipes gain later renames no trial.
+        values = self.to_dict()
+        values["recipe"] = {k: v for k, v in values["recipe"].items() if v is not None}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
