@@ -20,7 +20,7 @@ import resource
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,21 +73,27 @@ def prepare(name: str, data: str | None) -> None:
     _HELD["orders"] = OrderedDict()
 
 
-def indices(order_seed: int, batch_size: int, steps: int) -> list[torch.Tensor]:
-    """Return the index tensors of a trial, kept for the next trial with the same order."""
-    key = (order_seed, batch_size, steps)
+def order_of(order_seed: int, batch_size: int) -> tuple[EpochBatches, list[torch.Tensor]]:
+    """Return a data order and what was drawn of it, kept for the next trial that shares it."""
+    key = (order_seed, batch_size)
     orders = _HELD["orders"]
     if key not in orders:
         while len(orders) > 1:
             orders.popitem(last=False)
         generator = torch.Generator().manual_seed(order_seed)
-        fresh = EpochBatches(_HELD["workload"].train_size, batch_size, generator)
-        orders[key] = [next(fresh) for _ in range(steps)]
+        orders[key] = (EpochBatches(_HELD["workload"].train_size, batch_size, generator), [])
     return orders[key]
 
 
-def plain(plan: TrialPlan) -> tuple[float | None, int]:
-    """Train one trial as fast as plain PyTorch does and return its first passage and steps."""
+def plain(
+    plan: TrialPlan, pruned: Callable[[int, float], bool] | None = None
+) -> tuple[float | None, int]:
+    """Train one trial as fast as plain PyTorch does and return its first passage and steps.
+
+    Args:
+        plan: the trial.
+        pruned: told the steps and the error of every evaluation; True ends the trial.
+    """
     workload, recipe = _HELD["workload"], plan.recipe
     torch.manual_seed(plan.seed)
     model = workload.model()
@@ -96,7 +102,7 @@ def plain(plan: TrialPlan) -> tuple[float | None, int]:
     lr, momentum = recipe.lr, recipe.momentum or 0.0
     velocities = [torch.zeros_like(p) for p in weights] if momentum else []
     (x_train, y_train), (x_val, y_val) = workload.train, workload.evaluate
-    order = indices(plan.order_seed, recipe.batch_size, plan.max_steps)
+    batches, order = order_of(plan.order_seed, recipe.batch_size)
     passages = Passages(plan)
     step = 0
     while True:
@@ -104,8 +110,10 @@ def plain(plan: TrialPlan) -> tuple[float | None, int]:
             z = model(x_val)
             error = float((z.argmax(1) != y_val).float().mean())
             passages.note(step, {"validation_error": error}, float(F.cross_entropy(z, y_val)))
-        if not passages.goes_on:
+        if not passages.goes_on or (pruned is not None and pruned(step, error)):
             return passages.crossings[0].first, step
+        while len(order) < passages.next_step:
+            order.append(next(batches))
         while step < passages.next_step:
             i = order[step]
             loss = F.cross_entropy(model(x_train[i]), y_train[i])
