@@ -406,8 +406,11 @@ def test_inputs_do_not_outlive_the_graph():
     value = loss(model, (x, y))
     del value, x
     gc.collect()
-    tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
-    assert all(t.data_ptr() != where for t in tensors)
+    # Of what other tests left, some tensors have no storage.
+    tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.device.type == "cpu"]
+    kept = [t for t in tensors if torch._C._has_storage(t)]
+    assert kept
+    assert all(t.data_ptr() != where for t in kept)
 
 
 def test_gradient_of_outputs_alone_counts_nothing():

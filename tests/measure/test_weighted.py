@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from noisescale.measure.drawn import Draw
 from noisescale.measure.examples import ExamplesSource
 from noisescale.measure.gradients import Inventory, StepNorms
 from noisescale.measure.metric import Metric
@@ -85,8 +86,10 @@ class Weighted(Metric):
     def freeze(self):
         pass
 
-    def sample(self, size):
-        return self.examples
+    def sample(self, calls):
+        if self.examples is None:
+            return None
+        return Draw(self.examples, torch.ones(len(self.examples)))
 
     def square(self, index, gradient):
         return (self.weights[index] * gradient.detach().square()).sum()

@@ -143,15 +143,15 @@ class TestBracketing:
 @pytest.mark.parametrize(
     ("prior", "options", "pair"),
     [
-        (PRIOR, {}, [32, 256]),
-        (PRIOR, {"largest": 128}, [32, 128]),
+        (PRIOR, {}, [16, 256]),
+        (PRIOR, {"largest": 128}, [16, 128]),
         (PRIOR, {"smallest": 64}, [64, 256]),
         (
             CriticalPrior(point=5000, low=100, high=9000),
             {"largest": 1437},
             [1024, 1437],
         ),
-        (CriticalPrior(point=1.5, low=0.1, high=9), {}, [1, 4]),
+        (CriticalPrior(point=1.5, low=0.1, high=9), {}, [1, 8]),
     ],
 )
 def test_the_first_pair(prior: CriticalPrior, options: dict[str, int], pair: list[int]) -> None:
