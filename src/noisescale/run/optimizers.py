@@ -42,7 +42,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer not in _TAKES:
         return real_step.make_optimizer(model, recipe)
     settings: dict[str, Any] = real_step.optimizer_settings(recipe, takes=_TAKES[recipe.optimizer])
-    parameters = real_step.trainable_parameters(model)
+    real_step.trainable_parameters(model)
+    # By name, for what refuses a parameter to name it.
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if recipe.optimizer == "lars":
         return LARS(parameters, lr=recipe.lr, **settings)
     return LAMB(parameters, lr=recipe.lr, **settings)

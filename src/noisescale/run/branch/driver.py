@@ -22,11 +22,11 @@ from noisescale.records import BranchPoint, BranchResult, BranchRow, Interval, R
 from noisescale.run.branch.checkpoint import load_weights
 from noisescale.run.dry_run import check_workload, fresh_model
 from noisescale.run.evaluation import Evaluator
+from noisescale.run.optimizers import make_optimizer
 from noisescale.run.rates import rate_factor
 from noisescale.run.resolve import resolve_workload
 from noisescale.run.sweep.sizes import read_batch_sizes
 from noisescale.run.training import DIVERGED_RISE
-from noisescale.run.trials.optimizers import make_trial_optimizer
 from noisescale.run.users_code import blame_user
 from noisescale.theory.branching import critical_by_branches, paired_excess, verdict
 from noisescale.theory.per_example import SQUARE_ROOT
@@ -176,7 +176,7 @@ class _Trunk:
     def __init__(self, wish: _Wish) -> None:
         self._wish, self._workload = wish, wish.workload
         self.model = fresh_model(wish.workload)
-        self.optimizer = make_trial_optimizer(self.model, wish.recipe)
+        self.optimizer = make_optimizer(self.model, wish.recipe)
         self.device = next(self.model.parameters()).device
         self.evaluator = Evaluator(wish.workload, self.device)
         self.steps = 0
@@ -200,7 +200,7 @@ class _Trunk:
         wish = self._wish
         batch_size = factor * wish.recipe.batch_size
         model = copy.deepcopy(self.model)
-        optimizer = make_trial_optimizer(model, wish.recipe)
+        optimizer = make_optimizer(model, wish.recipe)
         optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         _set_rate(optimizer, wish.lr(factor, self.steps))
         step = RealStep(model, wish.workload.loss, wish.recipe, optimizer)

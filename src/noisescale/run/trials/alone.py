@@ -12,8 +12,8 @@ from noisescale.measure.batches import EpochBatches, move, take
 from noisescale.measure.real_step import RealStep
 from noisescale.records.trial import TrialPlan, TrialResult
 from noisescale.run.dry_run import check_batch_size, fresh_model
+from noisescale.run.optimizers import make_optimizer
 from noisescale.run.rates import rate_factor, warmup_length
-from noisescale.run.trials.optimizers import make_trial_optimizer
 from noisescale.run.trials.outcomes import failure, trial_result
 from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
@@ -83,7 +83,7 @@ class LoneTrial:
         self.model = fresh_model(workload)
         self.steps = 0
         self._device = next(self.model.parameters()).device
-        optimizer = make_trial_optimizer(self.model, recipe)
+        optimizer = make_optimizer(self.model, recipe)
         self._step = RealStep(self.model, workload.loss, recipe, optimizer)
         self._constant = warmup_length(recipe) == 0 and recipe.schedule is None
         self._order = EpochBatches(

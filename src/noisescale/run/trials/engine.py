@@ -13,9 +13,9 @@ from noisescale.errors import InvalidInputError
 from noisescale.measure.memory import available_bytes
 from noisescale.records.trial import TrialPlan, TrialResult
 from noisescale.run.dry_run import check_batch_size, fresh_model
+from noisescale.run.optimizers import make_optimizer
 from noisescale.run.trials.choice import Choice, choose
 from noisescale.run.trials.judge import Judge
-from noisescale.run.trials.optimizers import make_trial_optimizer
 from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
 from noisescale.run.trials.stacked.feed import Feed
@@ -107,7 +107,7 @@ def _check(workload: Workload, plans: Sequence[TrialPlan]) -> None:
     with torch.random.fork_rng():
         model = fresh_model(workload)
     for recipe in {repr(plan.recipe): plan.recipe for plan in plans}.values():
-        make_trial_optimizer(model, recipe)
+        make_optimizer(model, recipe)
 
 
 def _is_isolated(workload: Workload) -> bool:

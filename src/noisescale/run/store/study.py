@@ -11,8 +11,8 @@ from pathlib import Path
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Record
-from noisescale.run.store_lock import DriverLock
-from noisescale.run.store_log import cannot_write, sync_folder
+from noisescale.run.store.lock import DriverLock
+from noisescale.run.store.log import cannot_write, sync_folder
 
 FORMAT = 1
 """Raised whenever a store written before could be misread."""

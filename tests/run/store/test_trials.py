@@ -237,7 +237,7 @@ def test_a_full_disk_loses_only_what_was_not_written(
     with store.lock():
         store.append(result(plan(0)))
         with monkeypatch.context() as patch:
-            patch.setattr("noisescale.run.store_log.os.write", full)
+            patch.setattr("noisescale.run.store.log.os.write", full)
             line = f"{str(tmp_path)!r}: it could not be written .No space left"
             with pytest.raises(InvalidInputError, match=line):
                 store.append(result(plan(1), detail="x" * 1000))

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import noisescale
 from noisescale.records import TrialOutcome, TrialPlan, TrialResult
-from noisescale.run.store_lock import DriverLock
-from noisescale.run.store_log import AppendLog, SkippedLine, read_lines
-from noisescale.run.store_study import (
+from noisescale.run.store.lock import DriverLock
+from noisescale.run.store.log import AppendLog, SkippedLine, read_lines
+from noisescale.run.store.study import (
     LOCK,
     STUDY,
     Study,
@@ -27,7 +27,7 @@ from noisescale.run.store_study import (
     require_ours,
     require_same,
 )
-from noisescale.run.store_table import BatchSummary, TrialTable, summarise, write_csv
+from noisescale.run.store.table import BatchSummary, TrialTable, summarise, write_csv
 
 TRIALS, CURVES = "trials.jsonl", "curves.jsonl"
 
