@@ -258,7 +258,7 @@ def test_a_real_limit_on_the_files_size_truncates_back(tmp_path: Path) -> None:
         "    for seed in range(9):\n"
         "        store.append(result(plan(seed)))\n"
     )
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", code, str(tmp_path), tests]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert "it could not be written (File too large)" in done.stderr.splitlines()[-1]
