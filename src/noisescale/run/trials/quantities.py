@@ -52,6 +52,7 @@ class TrialEvaluator(Evaluator):
     Attributes:
         splits: by split, the metrics to evaluate.
         loss_name: the quantity that tells divergence.
+        prepared: what stacks made of a split's data, once for all of them.
 
     Args:
         workload: its loss, metrics and data are used.
@@ -67,6 +68,7 @@ class TrialEvaluator(Evaluator):
             metrics = self.splits.setdefault(target.split, [])
             if target.metric not in metrics:
                 metrics.append(target.metric)
+        self.prepared: dict[str, Any] = {}
         self.loss_name = f"{targets[0].split}_loss"
 
     def all_values(self, model: nn.Module) -> tuple[dict[str, float], float]:

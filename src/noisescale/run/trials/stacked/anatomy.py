@@ -55,7 +55,7 @@ class Anatomy:
         input: place of the model's input among the batch's tensors.
         spec: shape of the batch as nested containers.
         output: the model's output for the batch that was watched.
-        widest: numbers per example of the largest activation.
+        widest: numbers per example of the largest activation that is computed.
         numbers: numbers per example of all activations.
     """
 
@@ -104,14 +104,16 @@ def take_apart(model: nn.Module, loss: Loss, batch: Any) -> Anatomy | None:
     places = _places(model, layers)
     if places is None:
         return None
-    sizes = [out.numel() // max(1, len(out)) for _, _, out in calls]
+    sizes = [
+        out.numel() // max(1, len(out)) for layer, _, out in calls if type(layer) is not nn.Flatten
+    ]
     return Anatomy(
         layers=layers,
         places=places,
         input=fed[0],
         spec=spec,
         output=output.detach(),
-        widest=max(sizes),
+        widest=max(sizes, default=1),
         numbers=sum(sizes),
     )
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from noisescale.measure.batches import slices
 from noisescale.run.trials.quantities import Once, TrialEvaluator
 from noisescale.run.trials.stacked.anatomy import Anatomy, StandIn
 from noisescale.run.trials.stacked.general import GeneralNetwork
 from noisescale.run.trials.stacked.heads import Head
+from noisescale.run.trials.stacked.pieces import Cut, cut, cut_sorted, joined
 from noisescale.workload import Workload
-
-EXAMPLES_TOGETHER = 512
-"""Examples in one pass of an evaluation, at most. (measured on a busy machine: 256 to 512 were
-1.3 times as fast as all 2,000 of MNIST at once, whose inputs leave the cache between trials)"""
 
 NUMBERS_TOGETHER = 1 << 20
 """Numbers of the widest activation that one pass holds, of all its trials. (measured: from 2^19
@@ -37,9 +33,14 @@ class Outputs(Protocol):
 
     input: int
     head: Head
+    multiplies: int | None
+    """Place of the weights that multiply the flattened input, if that is what comes first."""
 
     def outputs(self, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """Return outputs, shape (trials, classes, examples)."""
+        """Return outputs, shape (trials, classes, examples).
+
+        Inputs to be multiplied may lack their last columns, which are zero then.
+        """
 
 
 class Appraiser:
@@ -58,6 +59,7 @@ class Appraiser:
         self._workload, self._evaluator = workload, evaluator
         self._anatomy, self._network = anatomy, network
         self._labels: dict[str, int | None] = {}
+        self._picked = torch.empty(0)
 
     def values(self, weights: Sequence[Tensor]) -> Values:
         """Evaluate trials; ``weights`` holds per parameter (trials, ...)."""
@@ -67,23 +69,41 @@ class Appraiser:
         """Return means over a split's data, shape (metrics, trials), float64."""
         trials, count = len(weights[0]), 0
         total = torch.zeros(len(metrics), trials, dtype=torch.float64)
-        for size, whole in self._evaluator.batches(split):
-            pieces = -(-size // EXAMPLES_TOGETHER)
-            for batch in slices(whole, -(-size // pieces)):
-                leaves = tree_leaves(batch)
-                inputs = leaves[self._network.input]
-                each = max(1, NUMBERS_TOGETHER // (len(inputs) * self._anatomy.widest))
-                for rows in _chunks(trials, each):
-                    part = weights if each >= trials else [weight[rows] for weight in weights]
-                    outputs = self._network.outputs(part, inputs)
-                    for k, metric in enumerate(metrics):
-                        sums = self._sums(outputs, batch, leaves, metric)
-                        total[k, rows] += sums.double().cpu()
-                count += len(inputs)
+        for part in self._cuts(split):
+            numbers = len(part.inputs[0]) * self._anatomy.widest
+            numbers = max(numbers, part.count * self._anatomy.output[0].numel())
+            for rows in _chunks(trials, max(1, NUMBERS_TOGETHER // numbers)):
+                own = self._sorted([weight[rows] for weight in weights], part.columns)
+                pieces = [self._network.outputs(own, inputs) for inputs in part.inputs]
+                outputs = torch.cat(pieces, 2)
+                for k, metric in enumerate(metrics):
+                    total[k, rows] += self._sums(outputs, part, metric).double().cpu()
+            count += part.count
         return total / count
 
-    def _sums(self, outputs: Tensor, batch: Any, leaves: Sequence[Tensor], metric: str) -> Tensor:
-        """Return sums over a batch's examples, shape (trials,)."""
+    def _cuts(self, split: str) -> Iterable[Cut]:
+        place, batches = self._network.input, self._evaluator.batches(split)
+        if not isinstance(batches, list):  # too many to keep
+            return (cut(batch, place) for _, batch in batches)
+        kept: dict[str, list[Cut]] = self._evaluator.prepared
+        if split not in kept:
+            way = cut if self._network.multiplies is None else cut_sorted
+            kept[split] = [way(batch, place) for batch in joined([each for _, each in batches])]
+        return kept[split]
+
+    def _sorted(self, weights: Sequence[Tensor], columns: Tensor | None) -> Sequence[Tensor]:
+        first = self._network.multiplies
+        if first is None or columns is None:
+            return weights
+        weight = weights[first].flatten(0, 1)  # torch picks columns of matrices fastest
+        if self._picked.shape != weight.shape or self._picked.dtype != weight.dtype:
+            self._picked = torch.empty_like(weight)
+        torch.index_select(weight, 1, columns, out=self._picked)
+        return [*weights[:first], self._picked.view_as(weights[first]), *weights[first + 1 :]]
+
+    def _sums(self, outputs: Tensor, part: Cut, metric: str) -> Tensor:
+        """Return sums over examples, shape (trials,)."""
+        batch, leaves = part.batch, part.leaves
         if metric == "loss":
             return outputs.shape[2] * self._network.head.losses(outputs, leaves).double()
         if metric not in self._labels:

@@ -48,6 +48,7 @@ class ChainNetwork:
 
     name = "channels"
     joins_orders = False
+    multiplies: int | None = None
 
     def __init__(self, anatomy: Anatomy, head: Head) -> None:
         self._pairs = list(zip(anatomy.layers, anatomy.places, strict=True))

@@ -113,6 +113,7 @@ class DenseNetwork:
 
     def __init__(self, affines: Sequence[Affine], head: Head, input: int) -> None:
         self._affines, self.head, self.input = affines, head, input
+        self.multiplies: int | None = affines[0].weight
 
     def step(self, update: Update, leaves: Sequence[Tensor], groups: Groups) -> None:
         """Hand the gradients of all trials to their update.
@@ -153,7 +154,7 @@ class DenseNetwork:
 
         Args:
             weights: per parameter, shape (trials, ...).
-            inputs: shape (examples, ...).
+            inputs: shape (examples, ...); without their last columns where these are zero.
         """
         first, *rest = self._affines
         hidden = _activate(first, _side_by_side(first, weights, inputs.flatten(1).T))
@@ -214,10 +215,10 @@ def _activate(affine: Affine, z: Tensor) -> Tensor:
 
 def _side_by_side(affine: Affine, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Apply the first layer of several trials to inputs of shape (features, examples)."""
-    weight = weights[affine.weight]
-    trials, hidden, _ = weight.shape
+    trials, hidden, _ = weights[affine.weight].shape
+    weight = weights[affine.weight].flatten(0, 1)[:, : len(inputs)]
     if affine.bias is None:
-        flat = torch.mm(weight.flatten(0, 1), inputs)
+        flat = torch.mm(weight, inputs)
     else:
-        flat = torch.addmm(weights[affine.bias].reshape(-1, 1), weight.flatten(0, 1), inputs)
+        flat = torch.addmm(weights[affine.bias].reshape(-1, 1), weight, inputs)
     return flat.view(trials, hidden, -1)
