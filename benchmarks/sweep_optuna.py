@@ -57,6 +57,7 @@ SEEDS = 4
 SIDE = 4.0  # of the suggested rate, either way, where Optuna is helped
 AS_GOOD = 1.05
 BOUND = 5.0
+APART = 10  # first seeds of repeats
 FRESH = 1000  # first of the seeds that neither way has seen
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "median": optuna.pruners.MedianPruner,
@@ -153,7 +154,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Make the study."""
-        sampler = optuna.samplers.TPESampler(seed=self.like.recipe.batch_size)
+        seed = 10_000 * self.like.seed + self.like.recipe.batch_size
+        sampler = optuna.samplers.TPESampler(seed=seed)
         self.study = optuna.create_study(sampler=sampler, pruner=PRUNERS[self.pruner]())
         self.helped = self.pruner == "helped"
         self.box = RATES[WORKLOAD]
@@ -230,11 +232,13 @@ def theirs(
         began = time.perf_counter()
         if study.lr is not None:
             # The search trained one seed at this rate.
-            crew.all([at_rate(like, study.lr, seed=seed) for seed in range(1, SEEDS)])
+            others = range(like.seed + 1, like.seed + SEEDS)
+            crew.all([at_rate(like, study.lr, seed=seed) for seed in others])
             recipe = request.workload.recipe.with_changes(batch_size=batch_size)
             known[batch_size] = coordinate("lr", study.lr, recipe)
         rows.append({
-            "batch_size": batch_size, "trials": trials, "lr": study.lr, "fresh_steps": steps,
+            "repeat": request.seed // APART, "batch_size": batch_size, "trials": trials,
+            "lr": study.lr, "fresh_steps": steps, "our_fresh_steps": goals[batch_size],
             "as_good": steps <= AS_GOOD * goals[batch_size], "search_seconds": seconds,
             "seconds": seconds + time.perf_counter() - began,
             "pruned": sum(t.state.name == "PRUNED" for t in study.study.trials),
@@ -257,37 +261,41 @@ def show(pruner: str, row: dict[str, Any], goal: float) -> None:
 # --- ours, and both --------------------------------------------------------------------------
 
 
-def ours(request: Request, sizes: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the sweep, its store included; one row for each batch size."""
+def ours(
+    request: Request, sizes: str, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], float]:
+    """Run the sweep, its store included; one row for each batch size, and seconds."""
     torch.set_num_threads(args.threads)
     train_trials(
         request.workload, plans_of(WORKLOAD, request.workload, 8, rates=2, seeds=2, steps=20)
     )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        result = sweep(WORKLOAD, batch_sizes=sizes, seeds=SEEDS, store=Path(folder) / "store")
+        result = sweep(
+            WORKLOAD, batch_sizes=sizes, seeds=SEEDS, seed=request.seed, store=Path(folder) / "a"
+        )
         seconds = time.perf_counter() - began
     rows = []
     for row in result.batch_sizes:
         like, lr = first_plan(request, row.batch_size, {}), row.best.get("lr")
         steps = fresh_median(request, like, lr, args.fresh)
         rows.append({
-            "batch_size": row.batch_size, "trials": row.trials, "steps": row.steps,
+            "repeat": request.seed // APART, "batch_size": row.batch_size, "trials": row.trials,
+            "steps": row.steps,
             "low": row.low, "high": row.high, "lr": lr, "fresh_steps": steps,
         })  # fmt: skip
         print(f"  ours     B {row.batch_size:5d}: {row.trials} trials, lr {lr or math.nan:.3g},"
               f" tuned {row.steps or math.nan:.1f} steps, fresh seeds {steps:.1f}")  # fmt: skip
     print(f"  ours: {seconds:.2f} s in all, {result.trials} trials", flush=True)
-    return [{**row, "total_seconds": seconds} for row in rows]
+    return rows, seconds
 
 
 def judged(found: dict[str, Any]) -> dict[str, Any]:
     """Print the ratios and whether the bound is met by the faster of Optuna's own pruners."""
-    seconds = found["ours"][0]["total_seconds"]
-    goals = {row["batch_size"]: row["fresh_steps"] for row in found["ours"]}
+    seconds = sum(found["our_seconds"])
     ways = {}
     for pruner, rows in found["optuna"].items():
-        logs = [math.log(row["fresh_steps"] / goals[row["batch_size"]]) for row in rows]
+        logs = [math.log(row["fresh_steps"] / row["our_fresh_steps"]) for row in rows]
         ways[pruner] = {
             "ratio": sum(row["seconds"] for row in rows) / seconds,
             "search_ratio": sum(row["search_seconds"] for row in rows) / seconds,
@@ -310,31 +318,47 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
     return verdict
 
 
+def once(
+    repeat: int, sizes: str, crew: Crew, args: argparse.Namespace, found: dict[str, Any]
+) -> None:
+    """Go both ways with the seeds of one repeat."""
+    request = make_request(
+        WORKLOAD, targets=None, batch_sizes=sizes, trials=None, seeds=SEEDS, search="grid",
+        full=False, over=(), max_steps=None, max_examples=None, seed=APART * repeat, data=None,
+        overrides=None,
+    )  # fmt: skip
+    if repeat == 0:
+        warm = first_plan(request, request.batch_sizes[0], {})
+        crew.all([replace(warm, max_steps=20)] * args.threads)
+    rows, seconds = ours(request, sizes, args)
+    found["ours"] += rows
+    found["our_seconds"].append(seconds)
+    goals = {row["batch_size"]: row["fresh_steps"] for row in rows}
+    torch.set_num_threads(1)
+    for pruner in args.pruners.split(","):
+        rows = theirs(request, crew, pruner, goals, args)
+        found["optuna"].setdefault(pruner, []).extend(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch-sizes")
     parser.add_argument("--pruners", default=",".join(PRUNERS), help="with commas between")
     parser.add_argument("--threads", type=int, default=2, help="ours, and workers of Optuna")
     parser.add_argument("--fresh", type=int, default=64, help="fresh seeds to compare rates by")
-    parser.add_argument("--quick", action="store_true", help="three batch sizes")
+    parser.add_argument("--quick", action="store_true", help="two batch sizes, once")
+    parser.add_argument("--repeats", type=int, help="2; with --quick 1")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sizes = args.batch_sizes or ("16,64,256" if args.quick else "2:1024")
-    request = make_request(
-        WORKLOAD, targets=None, batch_sizes=sizes, trials=None, seeds=SEEDS, search="grid",
-        full=False, over=(), max_steps=None, max_examples=None, seed=0, data=None, overrides=None,
-    )  # fmt: skip
-    print(f"{WORKLOAD} to {request.targets[0]}, batch sizes {sizes}, median of {SEEDS} seeds;"
-          f" rates compared by {args.fresh} fresh seeds")  # fmt: skip
-    found: dict[str, Any] = {"ours": ours(request, sizes, args), "optuna": {}}
-    goals = {row["batch_size"]: row["fresh_steps"] for row in found["ours"]}
-    torch.set_num_threads(1)
+    args.repeats = args.repeats or (1 if args.quick else 2)
+    sizes = args.batch_sizes or ("16,128" if args.quick else "2:1024")
+    print(f"{WORKLOAD}, batch sizes {sizes}, median of {SEEDS} seeds; rates compared by"
+          f" {args.fresh} fresh seeds; {args.repeats} times over, with other seeds")  # fmt: skip
+    found: dict[str, Any] = {"ours": [], "our_seconds": [], "optuna": {}}
     with crew_of(args.threads) as crew:
-        warm = first_plan(request, request.batch_sizes[0], {})
-        crew.all([replace(warm, max_steps=20)] * args.threads)
-        for pruner in args.pruners.split(","):
-            found["optuna"][pruner] = theirs(request, crew, pruner, goals, args)
+        for repeat in range(args.repeats):
+            once(repeat, sizes, crew, args, found)
     found["verdict"] = judged(found)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
