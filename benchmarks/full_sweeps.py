@@ -82,9 +82,9 @@ CASES = {
         lr={"sgd": 0.2, "momentum": 0.03},
     ),
     "shakespeare": Case(
-        goals=(2.5, 2.7),
-        batch_sizes="2:128",
-        rates=5,
+        goals=(2.5,),
+        batch_sizes="4:128",
+        rates=4,
         seeds=2,
         minutes=None,
         lr={"adamw": 0.003},
