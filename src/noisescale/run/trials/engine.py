@@ -31,6 +31,10 @@ MEMORY_SHARE = 0.25
 KEPT_WEIGHTS = 5
 """A trial by itself keeps so many times its weights: gradients, memories. (assumed)"""
 
+REUSED_BYTES = 31 << 20
+"""Blocks up to this size are kept by the process when they are freed. (glibc's own limit is 32 MB)
+"""
+
 ENGINES = ("auto", "stacked", "alone")
 
 
@@ -79,6 +83,7 @@ def train_trials(
     if not plans:
         return []
     _check(workload, plans)
+    _reuse_freed_memory()
     capacity = memory_bytes or int(MEMORY_SHARE * available_bytes())
     trials = [
         RunningTrial(plan=plan, place=i, passages=Passages(plan, keep_curves=keep_curves))
@@ -115,6 +120,16 @@ def _is_isolated(workload: Workload) -> bool:
     with torch.random.fork_rng():
         model = fresh_model(workload)
     return next(model.parameters()).device.type != "cpu" or draws(workload, model)
+
+
+def _reuse_freed_memory() -> None:
+    """Let the C library keep what is freed, up to a limit, for the next step's activations.
+
+    glibc hands blocks above a threshold back to the system at once, whose return as fresh zeroed
+    pages takes up to half of a step. The threshold follows the largest block freed so far, so
+    that one which is never touched raises it. Elsewhere this does nothing.
+    """
+    torch.empty(REUSED_BYTES, dtype=torch.uint8)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from noisescale.records import Recipe
 from noisescale.records.trial import TrialPlan
 from noisescale.run.trials.alone import train_trial
 from noisescale.run.trials.engine import train_trials
-from noisescale.run.trials.stacked.pieces import EXAMPLES_TOGETHER, cut, cut_sorted, joined
+from noisescale.run.trials.stacked.pieces import cut, cut_sorted, joined
 from noisescale.workload import Workload
+
+TOGETHER = 100
 
 
 def pictures(count: int, features: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,8 +30,8 @@ def error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[st
 
 
 def test_sorted_pieces_give_every_examples_products() -> None:
-    x, y = pictures(2 * EXAMPLES_TOGETHER + 5)
-    part = cut_sorted((x, y), 0)
+    x, y = pictures(2 * TOGETHER + 5)
+    part = cut_sorted((x, y), 0, TOGETHER)
     assert part.columns is not None
     weight = torch.randn(7, x.shape[1], dtype=torch.float64)
     own = weight[:, part.columns]
@@ -44,13 +46,13 @@ def test_sorted_pieces_give_every_examples_products() -> None:
 
 def test_inputs_without_zeros_stay_as_they_are() -> None:
     x, y = torch.ones(300, 8), torch.zeros(300, dtype=torch.long)
-    part = cut_sorted((x, y), 0)
+    part = cut_sorted((x, y), 0, TOGETHER)
     assert part.columns is None
     assert torch.equal(torch.cat(list(part.inputs)), x)
 
 
 def test_inputs_of_nothing_but_zeros() -> None:
-    part = cut_sorted((torch.zeros(3, 8), torch.zeros(3)), 0)
+    part = cut_sorted((torch.zeros(3, 8), torch.zeros(3)), 0, TOGETHER)
     assert [tuple(piece.shape) for piece in part.inputs] == [(3, 1)]
 
 
@@ -61,7 +63,7 @@ def test_batches_are_joined_where_all_is_per_example() -> None:
     assert torch.equal(whole[1], y)
     odd = [(x[:6], torch.tensor(1.0)), (x[6:], torch.tensor(2.0))]
     assert len(joined(odd)) == 2
-    assert cut(whole, 0).count == 10
+    assert cut(whole, 0, 4).count == 10
 
 
 def test_crossings_on_sparse_inputs_are_those_of_training_alone() -> None:

@@ -17,7 +17,7 @@ from noisescale.run.trials.stacked.pieces import Cut, cut, cut_sorted, joined
 from noisescale.workload import Workload
 
 NUMBERS_TOGETHER = 1 << 20
-"""Numbers of the widest activation that one pass holds, of all its trials. (measured: from 2^19
+"""Numbers of the widest activation that one pass holds, of all its trials. (measured: from 2^18
 to 2^21 alike on digits and MNIST)"""
 
 VMAPPED_TOGETHER = 8
@@ -33,6 +33,8 @@ class Outputs(Protocol):
 
     input: int
     head: Head
+    together: int
+    """Examples in one pass, at most."""
     multiplies: int | None
     """Place of the weights that multiply the flattened input, if that is what comes first."""
 
@@ -82,13 +84,15 @@ class Appraiser:
         return total / count
 
     def _cuts(self, split: str) -> Iterable[Cut]:
-        place, batches = self._network.input, self._evaluator.batches(split)
+        place, together = self._network.input, self._network.together
+        batches = self._evaluator.batches(split)
         if not isinstance(batches, list):  # too many to keep
-            return (cut(batch, place) for _, batch in batches)
+            return (cut(batch, place, together) for _, batch in batches)
         kept: dict[str, list[Cut]] = self._evaluator.prepared
         if split not in kept:
             way = cut if self._network.multiplies is None else cut_sorted
-            kept[split] = [way(batch, place) for batch in joined([each for _, each in batches])]
+            whole = joined([batch for _, batch in batches])
+            kept[split] = [way(batch, place, together) for batch in whole]
         return kept[split]
 
     def _sorted(self, weights: Sequence[Tensor], columns: Tensor | None) -> Sequence[Tensor]:

@@ -110,6 +110,9 @@ class DenseNetwork:
 
     name = "products"
     joins_orders = True
+    together = 512
+    """Examples in one pass of an evaluation, at most. (measured on a busy machine: 500 of MNIST
+    are 1.3 times as fast as all 2,000, whose inputs leave the cache, and 1.1 as 250 or 125)"""
 
     def __init__(self, affines: Sequence[Affine], head: Head, input: int) -> None:
         self._affines, self.head, self.input = affines, head, input

@@ -16,10 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-EXAMPLES_TOGETHER = 256
-"""Examples in one product, at most. (measured: 256 to 512 are 1.3 times as fast as all 2,000 of
-MNIST at once, whose inputs leave the cache between trials; 256 leave out more than 512)"""
-
 LEFT_OUT = 0.1
 """Columns are sorted when so large a share of the products is left out by it. (assumed: sorting
 the weights costs 1 to 3 % of the products)"""
@@ -48,33 +44,35 @@ class Cut:
         return sum(map(len, self.inputs))
 
 
-def cut(batch: Any, place: int) -> Cut:
+def cut(batch: Any, place: int, together: int) -> Cut:
     """Cut a batch as it comes.
 
     Args:
         batch: some examples.
         place: of the input among its tensors.
+        together: examples in one piece, at most.
     """
     leaves = tree_leaves(batch)
-    pieces = -(-len(leaves[place]) // EXAMPLES_TOGETHER)
+    pieces = -(-len(leaves[place]) // together)
     return Cut(batch=batch, leaves=leaves, columns=None, inputs=leaves[place].chunk(pieces))
 
 
-def cut_sorted(batch: Any, place: int) -> Cut:
+def cut_sorted(batch: Any, place: int, together: int) -> Cut:
     """Cut a batch whose input, flattened, goes into a product; leave out what is zero.
 
     Args:
         batch: some examples; they come in another order where that helps.
         place: of the input among its tensors.
+        together: examples in one piece, at most.
     """
     inputs = tree_leaves(batch)[place].flatten(1)
     columns = (inputs != 0).sum(0).argsort(descending=True, stable=True)
     needed, rows = last_columns(inputs[:, columns] != 0).sort(stable=True)
-    lengths = [max(1, int(part[-1])) for part in needed.chunk(-(-len(rows) // EXAMPLES_TOGETHER))]
-    whole = cut(tree_map(_picker(rows), batch), place)
+    lengths = [max(1, int(part[-1])) for part in needed.chunk(-(-len(rows) // together))]
+    whole = cut(tree_map(_picker(rows), batch), place, together)
     products = sum(len(x) * length for x, length in zip(whole.inputs, lengths, strict=True))
     if products > (1 - LEFT_OUT) * inputs.numel():
-        return cut(batch, place)
+        return cut(batch, place, together)
     pieces = [
         x.flatten(1).index_select(1, columns[:length])
         for x, length in zip(whole.inputs, lengths, strict=True)
