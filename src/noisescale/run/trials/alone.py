@@ -106,7 +106,11 @@ class LoneTrial:
 
     def evaluate(self, passages: Passages) -> None:
         """Enter the values of the weights as they are."""
-        passages.note(self.steps, *self._evaluator.all_values(self.model))
+        passages.note(self.steps, *self.values())
+
+    def values(self) -> tuple[dict[str, float], float]:
+        """Return the quantities by name, and the loss that tells divergence."""
+        return self._evaluator.all_values(self.model)
 
     def step(self) -> None:
         """Take one optimizer step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 
 from noisescale.records.trial import TrialPlan
 from noisescale.run.trials.alone import LoneTrial
-from noisescale.run.trials.passages import Passages
+from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.routes import Route
@@ -31,7 +32,11 @@ WORSE = 1.25
 """Nor once a width is so many times slower per trial than the best. (assumed)"""
 
 TIE = 0.97
-"""A wider stack must be faster than this share of a narrower one's time. (assumed)"""
+"""A wider stack must be faster than this share of a narrower one's time, and the stack that is
+taken than this share of the time one by one. (assumed)"""
+
+EVALUATED_TOGETHER = 8
+"""Trials whose evaluation is timed: it takes as long per trial with more. (measured)"""
 
 NARROWEST = 2
 
@@ -43,7 +48,8 @@ class Choice:
     Attributes:
         route: how they are stacked; None for one by one.
         width: trials side by side.
-        stacked_seconds: per step and trial at that width, when it was measured.
+        stacked_seconds: per step and trial at that width, with its share of the evaluations, when
+            it was measured.
         alone_seconds: the same one by one.
     """
 
@@ -63,7 +69,7 @@ def choose(
     widest: int,
     forced: bool = False,
 ) -> Choice:
-    """Time a few steps of each way, which are thrown away, and take the fastest.
+    """Time a few steps and evaluations of each way, thrown away after, and take the fastest.
 
     Args:
         workload: model and data.
@@ -84,9 +90,28 @@ def choose(
         return Choice(route=None, width=1)  # what it could do with a few trials was not enough
     if forced:
         return Choice(route=route, width=width, stacked_seconds=stacked)
-    alone = _alone_seconds(workload, plans[0])
-    kept = route if stacked <= alone else None
+    trials = _side_by_side(plans, route, min(width, EVALUATED_TOGETHER))
+    stack = Stack(route, workload, feed, evaluator, trials)
+    with torch.random.fork_rng():
+        torch.manual_seed(plans[0].seed)
+        lone = LoneTrial(workload, plans[0])
+        together, single = fastest(stack.values, lone.values)
+        (alone,) = fastest(lone.step)
+    share = evaluations_per_step(plans[0])
+    stacked += share * together / len(trials)
+    alone += share * single
+    kept = route if stacked <= TIE * alone else None
     return Choice(route=kept, width=width, stacked_seconds=stacked, alone_seconds=alone)
+
+
+def evaluations_per_step(plan: TrialPlan) -> float:
+    """Return the evaluations over the steps of a trial that uses up its budget."""
+    passages, count = Passages(plan), 0
+    never = dict.fromkeys(quantities(plan), math.nan)
+    while passages.steps < plan.max_steps:
+        passages.note(passages.next_step, never, math.nan)
+        count += 1
+    return count / max(1, plan.max_steps)
 
 
 def _best_width(
@@ -97,25 +122,31 @@ def _best_width(
     evaluator: TrialEvaluator,
     widest: int,
 ) -> tuple[int, float]:
-    ordered = sorted(plans, key=lambda plan: plan.order_seed)
-    if not route.joins_orders:
-        orders = [plan.order_seed for plan in plans]
-        most = max(set(orders), key=orders.count)
-        ordered = [plan for plan in plans if plan.order_seed == most]
-    largest = max(1, min(widest, len(ordered)))
+    largest = len(_side_by_side(plans, route, widest))
     best_width, best = 0, float("inf")
     for width in _widths(largest):
-        trials = [
-            RunningTrial(plan=plan, place=0, passages=Passages(plan)) for plan in ordered[:width]
-        ]
+        trials = _side_by_side(plans, route, width)
         stack = Stack(route, workload, feed, evaluator, trials)
         with torch.no_grad():
-            seconds = fastest(stack.step) / width
+            seconds = fastest(stack.step)[0] / width
         if seconds < TIE * best:
             best_width, best = width, seconds
         if seconds > WORSE * best or 2 * width * seconds > LONGEST_STEP:
             break
     return best_width, best
+
+
+def _side_by_side(plans: Sequence[TrialPlan], route: Route, most: int) -> list[RunningTrial]:
+    """Return trials that can be in one stack, at least one."""
+    ordered = sorted(plans, key=lambda plan: plan.order_seed)
+    if not route.joins_orders:
+        orders = [plan.order_seed for plan in plans]
+        commonest = max(set(orders), key=orders.count)
+        ordered = [plan for plan in plans if plan.order_seed == commonest]
+    return [
+        RunningTrial(plan=plan, place=0, passages=Passages(plan))
+        for plan in ordered[: max(1, most)]
+    ]
 
 
 def _widths(largest: int) -> list[int]:
@@ -130,18 +161,17 @@ def _widths(largest: int) -> list[int]:
     return widths[::-1]
 
 
-def _alone_seconds(workload: Workload, plan: TrialPlan) -> float:
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        return fastest(LoneTrial(workload, plan).step)
+def fastest(*calls: Callable[[], object]) -> list[float]:
+    """Return the seconds of the fastest run of each call; the first run of each is not timed.
 
-
-def fastest(step: Callable[[], None]) -> float:
-    """Return the seconds of the fastest of some calls; the first call is not timed."""
-    step()
-    taken: list[float] = []
-    while len(taken) < FEWEST_STEPS or sum(taken) < TIMED_SECONDS:
-        began = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    They take turns, so that a machine that is busy for a while is so for all of them.
+    """
+    for call in calls:
+        call()
+    taken: list[list[float]] = [[] for _ in calls]
+    while len(taken[0]) < FEWEST_STEPS or sum(map(sum, taken)) < TIMED_SECONDS:
+        for call, seconds in zip(calls, taken, strict=True):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+    return [min(seconds) for seconds in taken]

@@ -13,6 +13,7 @@ from noisescale.records.trial import TrialPlan
 from noisescale.run.dry_run import fresh_model
 from noisescale.run.trials.passages import quantities
 from noisescale.run.trials.quantities import TrialEvaluator
+from noisescale.run.trials.stacked.appraisal import Values
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.groups import Groups
 from noisescale.run.trials.stacked.optimizers import make_update, update_kind
@@ -122,13 +123,18 @@ class Stack:
         self._update = self._update.rows(torch.tensor(rows))
         self._regroup()
 
+    def values(self) -> Values:
+        """Evaluate every trial."""
+        return self._appraiser.values(self.weights)
+
     def _evaluate(self) -> None:
         rows = [i for i, t in enumerate(self.trials) if t.passages.next_step <= self.steps]
-        weights = self.weights
-        if len(rows) < len(self.trials):
+        if len(rows) == len(self.trials):
+            found = self.values()
+        else:
             picked = torch.tensor(rows)
-            weights = [part.index_select(0, picked) for part in weights]
-        for i, (values, loss) in zip(rows, self._appraiser.values(weights), strict=True):
+            found = self._appraiser.values([w.index_select(0, picked) for w in self.weights])
+        for i, (values, loss) in zip(rows, found, strict=True):
             self.trials[i].passages.note(self.steps, values, loss)
 
     def _regroup(self) -> None:
