@@ -19,7 +19,7 @@ from noisescale.run.trials.stacked.stack import Stack
 from noisescale.run.trials.units import RunningTrial
 from noisescale.workload import Workload
 
-TIMED_SECONDS = 0.02
+TIMED_SECONDS = 0.005
 """Wall time over which steps of one candidate are timed. (assumed)"""
 
 FEWEST_STEPS = 3
