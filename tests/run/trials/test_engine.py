@@ -177,6 +177,20 @@ def test_a_crash_is_an_outcome(error: Exception, outcome: TrialOutcome, stopped_
     assert str(error) in result.detail
 
 
+def test_code_that_wants_the_model_itself_is_trained_one_by_one() -> None:
+    """What stands in for a model where routes are sought cannot be indexed."""
+
+    def decayed(model: Any, batch: Any) -> Tensor:
+        if type(model).__name__ == "_Watched":
+            raise TypeError("not subscriptable")
+        return cross_entropy(model, batch)
+
+    chosen = plans(targets=TARGETS, rates=(0.1, 0.2), max_steps=10)
+    results = train_trials(small_workload(loss=decayed), chosen, workers=1)
+    assert {r.engine for r in results} == {"alone"}
+    assert TrialOutcome.CRASHED not in {r.outcome for r in results}
+
+
 @pytest.mark.parametrize("judged", [False, True])
 def test_models_that_draw_are_trained_as_one_by_one(judged: bool) -> None:
     def dropping() -> nn.Module:

@@ -179,7 +179,7 @@ def _choice(
     plans = [trial.plan for trial in trials]
     if engine == "alone" or (engine == "auto" and any(map(_only_alone, plans))):
         return Choice(route=None, width=1)
-    route = next(sound_routes(workload, plans[0]), None)
+    route = _route(workload, plans[0])
     if route is None and engine == "stacked":
         raise InvalidInputError(
             f"workload {workload.name!r} with engine='stacked'",
@@ -194,6 +194,20 @@ def _choice(
     return choose(
         workload, plans, route, feed, evaluator, widest=widest, forced=engine == "stacked"
     )
+
+
+def _route(workload: Workload, plan: TrialPlan) -> Route | None:
+    """Return the fastest sound route; None where there is none, or the search itself fails.
+
+    It runs the workload's code on a few examples and on what stands in for the model. Whether
+    that code fails in training is for the trials to tell, which is one of their outcomes.
+    """
+    try:
+        return next(sound_routes(workload, plan), None)
+    except InvalidInputError:
+        raise
+    except Exception:  # noqa: BLE001  the workload's code may raise anything
+        return None
 
 
 def _only_alone(plan: TrialPlan) -> bool:
