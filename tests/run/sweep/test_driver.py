@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 
 import pytest
@@ -9,9 +11,10 @@ from torch import nn
 import noisescale.run.trials as trials
 import response_surfaces as surfaces
 from noisescale import InvalidInputError, Workload
-from noisescale.records import TrialOutcome
+from noisescale.records import TrialOutcome, TrialPlan
 from noisescale.run.store import TrialStore
 from noisescale.run.sweep.driver import sweep
+from noisescale.run.sweep.progress import Reporter
 
 TARGET = "validation_error<0.05"
 X = torch.randn(512, 3, generator=torch.Generator().manual_seed(0))
@@ -184,6 +187,8 @@ def test_a_store_of_another_workload(tmp_path):
         ({"search": "gird"}, "did you mean grid"),
         ({"over": ["momentum=0.5:0.9"]}, "quasi-random"),
         ({"over": ["lr=2:1"]}, "ascending"),
+        ({"over": ["lr=0.1:1"]}, "--set lr="),
+        ({"slots": 2}, "executor"),
         ({"trials": 0}, "trials 0"),
         ({"seeds": 0}, "seeds 0"),
         ({"max_examples": -1}, "max_examples -1"),
@@ -206,6 +211,56 @@ def test_progress_counts_up(no_training):
     assert all(0 <= share <= 1 for share in shares)
     assert shares[-1] == 1.0
     assert any(best.steps for best in seen[-1].bests.values())
+
+
+def test_bounds_of_the_rate_say_where_a_random_search_begins():
+    """Not about the recipe's rate, which is 0.3."""
+    found = run(search="quasi-random", over=["lr=0.01:0.02"], batch_sizes="16", max_steps=5)
+    rates = sorted(row.lr for row in found.settings)
+    assert sum(0.01 <= rate <= 0.02 for rate in rates) >= 24  # all that come before a widening
+
+
+def test_what_failed_is_said_with_its_reason(monkeypatch):
+    def crashes(workload, plans, *, on_result, **options):
+        for plan in plans:
+            result = surfaces.outcome_of(plan)
+            if plan.recipe.batch_size == 8:
+                result = dataclasses.replace(
+                    result,
+                    outcome=TrialOutcome.CRASHED,
+                    crossings=tuple(dataclasses.replace(c, first=None, sustained=None)
+                                    for c in result.crossings),
+                    stopped_by="crash",
+                    detail="ValueError: the reason",
+                )  # fmt: skip
+            on_result(result)
+
+    monkeypatch.setattr(trials, "train_trials", crashes)
+    (warning,) = run(batch_sizes="8,16").warnings
+    assert warning == "batch size 8: of 10 trials 10 crashed: ValueError: the reason"
+
+
+def test_what_a_store_held_is_no_progress_of_this_call():
+    plans = [surfaces_plan(seed) for seed in range(8)]
+    held = {plan.key: surfaces.outcome_of(plan) for plan in plans[:4]}
+    seen = []
+    reporter = Reporter(sizes=1, target=TARGET, tell=seen.append)
+    reporter.began -= 100.0
+    reporter.begin(16, plans, held)
+    assert seen[-1].share == 0.5
+    assert seen[-1].seconds_left is None
+    held[plans[4].key] = surfaces.outcome_of(plans[4])
+    reporter.last = -math.inf
+    reporter.report(16, plans, held)
+    # an eighth took 100 s, three are left
+    assert seen[-1].seconds_left == pytest.approx(300.0, rel=0.01)
+
+
+def surfaces_plan(seed):
+    return TrialPlan(
+        workload="surface", recipe=surfaces.RECIPE, seed=seed, order_seed=seed,
+        targets=(TARGET,), max_steps=1000,
+    )  # fmt: skip
 
 
 class Here:

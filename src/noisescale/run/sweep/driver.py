@@ -113,6 +113,10 @@ def sweep(
         overrides=overrides,
     )
     spec = _spec(executor, workload=workload, data=data, overrides=overrides)
+    if slots is not None and spec is None:
+        raise InvalidInputError(
+            f"slots {slots!r}", "an executor by its name is required", "name one, or leave it out"
+        )
     deadline = began + (math.inf if seconds is None else seconds)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(kept_store(request, store))
@@ -192,7 +196,7 @@ class Driver:
             if self._late():
                 return False
             asked = tuning.plans(self.results)
-            self.reporter.report(tuning.batch_size, asked, self.results)
+            self.reporter.begin(tuning.batch_size, asked, self.results)
             self._train(tuning.batch_size, plans, asked)
             if not self._late():
                 _require_results(plans, self.results)

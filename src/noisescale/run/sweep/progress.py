@@ -78,7 +78,29 @@ class Reporter:
     bests: dict[int, BestSoFar] = field(default_factory=dict)
     done: int = 0
     first_share: float | None = None
+    share: float = 0.0
     last: float = -math.inf
+
+    def begin(
+        self, batch_size: int, plans: Iterable[TrialPlan], results: Mapping[str, TrialResult]
+    ) -> None:
+        """Take note of a round before it is trained, and tell.
+
+        What a store held is no progress of this call: the time left must not be judged by it.
+
+        Args:
+            batch_size: the one that is being tuned.
+            plans: asked for there so far, this round's too.
+            results: at hand, by key.
+        """
+        if self.tell is None:
+            return
+        self._count(batch_size, plans, results)
+        share = self._share_at(batch_size)
+        before = self.share if self.first_share is not None else 0.0
+        self.first_share = (self.first_share or 0.0) + share - before
+        self.share = share
+        self.tell(self._news(batch_size))
 
     def report(
         self, batch_size: int, plans: Iterable[TrialPlan], results: Mapping[str, TrialResult]
@@ -94,9 +116,8 @@ class Reporter:
             return
         self.last = time.monotonic()
         self._count(batch_size, plans, results)
-        best = self.bests[batch_size]
-        share = (self.done + min(best.trials / max(best.planned, 1), 1.0)) / self.sizes
-        self.tell(self._news(batch_size, share))
+        self.share = self._share_at(batch_size)
+        self.tell(self._news(batch_size))
 
     def finish(
         self, batch_size: int, plans: Iterable[TrialPlan], results: Mapping[str, TrialResult]
@@ -105,7 +126,8 @@ class Reporter:
         self.done += 1
         if self.tell is not None:
             self._count(batch_size, plans, results)
-            self.tell(self._news(batch_size, self.done / self.sizes))
+            self.share = self.done / self.sizes
+            self.tell(self._news(batch_size))
 
     def _count(
         self, batch_size: int, plans: Iterable[TrialPlan], results: Mapping[str, TrialResult]
@@ -114,11 +136,13 @@ class Reporter:
         ended = [results[key] for key in keys if key in results]
         self.bests[batch_size] = _best(ended, self.target, len(keys))
 
-    def _news(self, batch_size: int, share: float) -> SweepProgress:
-        now = time.monotonic()
-        if self.first_share is None:
-            self.first_share = share
-        gained = share - self.first_share
+    def _share_at(self, batch_size: int) -> float:
+        best = self.bests[batch_size]
+        return (self.done + min(best.trials / max(best.planned, 1), 1.0)) / self.sizes
+
+    def _news(self, batch_size: int) -> SweepProgress:
+        now, share = time.monotonic(), self.share
+        gained = 0.0 if self.first_share is None else share - self.first_share
         left = (now - self.began) * (1 - share) / gained if gained > 0 else math.inf
         left = min(left, self.deadline - now)
         return SweepProgress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from noisescale.run.resolve import resolve_workload
 from noisescale.run.sweep.identity import fingerprint
 from noisescale.run.sweep.rounds import Search, Tuning
 from noisescale.run.sweep.sizes import by_nearness, read_batch_sizes, step_budget
-from noisescale.run.sweep.space import Dimension, coordinate, extrapolated
+from noisescale.run.sweep.space import Dimension, extrapolated
 from noisescale.theory.per_example import SQUARE_ROOT
 from noisescale.workload import Workload
 
@@ -58,7 +59,9 @@ class Request:
             tuned: the rate's best coordinate at the batch sizes tuned before.
         """
         recipe = self.workload.recipe
-        known = tuned or {recipe.batch_size: coordinate("lr", recipe.lr, recipe)}
+        rate = self.dimensions[0]
+        # The middle of the box that was asked for; without bounds, the recipe's own rate.
+        known = tuned or {recipe.batch_size: math.sqrt(rate.low * rate.high)}
         return Tuning(
             workload=self.name,
             recipe=recipe,
@@ -156,7 +159,14 @@ def _search(kind: str, *, trials: int | None, seeds: int, full: bool) -> Search:
 
 
 def _dimensions(over: Iterable[str], recipe: Recipe, search: Search) -> tuple[Dimension, ...]:
-    sides = {side.name: side for side in (Dimension.parse(text, recipe) for text in over)}
+    given = {side.name: (side, text) for text in over for side in [Dimension.parse(text, recipe)]}
+    sides = {name: side for name, (side, _) in given.items()}
+    if search.kind == "grid" and "lr" in given and "=" in given["lr"][1]:
+        raise InvalidInputError(
+            f"--over {given['lr'][1]}",
+            "a grid starts at the recipe's rate and spaces its rates itself",
+            "add --search quasi-random, or start elsewhere with --set lr=...",
+        )
     rate = sides.pop("lr", None) or Dimension.parse("lr", recipe)
     if sides and search.kind == "grid":
         raise InvalidInputError(

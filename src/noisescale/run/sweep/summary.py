@@ -24,7 +24,7 @@ from noisescale.run.sweep.rounds import Tuning
 from noisescale.run.sweep.standing import CROSSINGS, standing, steps_of
 from noisescale.theory.per_example import rate_coordinate
 from noisescale.theory.sweep_curve import sweep_curve
-from noisescale.theory.trial_table import trial_rows
+from noisescale.theory.trial_table import FAILED, trial_rows
 
 
 def summarise_sweep(
@@ -131,11 +131,13 @@ def _result(
         trial_seconds=sum(result.seconds for result in found),
         store=store,
         version=__version__,
-        warnings=tuple(_warnings(first.batch_sizes, unfinished)),
+        warnings=tuple(_warnings(first.batch_sizes, unfinished, found)),
     )
 
 
-def _warnings(rows: Iterable[TunedSteps], unfinished: Sequence[int]) -> Iterable[str]:
+def _warnings(
+    rows: Iterable[TunedSteps], unfinished: Sequence[int], found: Sequence[TrialResult]
+) -> Iterable[str]:
     if unfinished:
         sizes = ", ".join(map(str, unfinished))
         yield (
@@ -143,13 +145,23 @@ def _warnings(rows: Iterable[TunedSteps], unfinished: Sequence[int]) -> Iterable
             " again to go on"
         )
     for row in rows:
-        if row.outcome is not TuningOutcome.REACHED:
+        if row.outcome not in (TuningOutcome.REACHED, TuningOutcome.NOTHING_RAN):
             yield f"batch size {row.batch_size}: {row.detail or row.outcome.value}"
         if row.failed:
-            yield (
-                f"batch size {row.batch_size}: {row.failed} of {row.trials} trials crashed, did not"
-                " fit in memory or were interrupted"
-            )
+            yield f"batch size {row.batch_size}: {_failures(row, found)}"
+
+
+def _failures(row: TunedSteps, found: Iterable[TrialResult]) -> str:
+    """Say how many trials failed in which way, and what the most of them said."""
+    failed = [
+        result
+        for result in found
+        if result.plan.recipe.batch_size == row.batch_size and result.outcome in FAILED
+    ]
+    ways = Counter(result.outcome.value.replace("_", " ") for result in failed)
+    words = ", ".join(f"{count} {way}" for way, count in ways.most_common())
+    said = Counter(result.detail for result in failed if result.detail).most_common(1)
+    return f"of {row.trials} trials {words}" + (f": {said[0][0]}" if said else "")
 
 
 def _curve(found: Sequence[TrialResult], *, target: str, crossing: str, unit: str) -> SweepCurve:
