@@ -179,5 +179,6 @@ def test_a_terminal_shows_a_table():
     console.print(drawn(news(0.4)), drawn(news(0.4, steps=None)))
     text = console.file.getvalue()
     assert "3 / 10" in text
+    assert any(line.lstrip().startswith("batch size") for line in text.splitlines())
     assert "40%, about 30 s left" in text
     assert "best" not in told(news(0.4, steps=None))

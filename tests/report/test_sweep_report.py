@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from noisescale.records import Interval, SweepResult
+from noisescale.records import Interval, Outcome, SweepResult
 from noisescale.report import sweep_figures, sweep_wording
 from noisescale.report.sweep_page import render_sweep_page, write_sweep_page
 from noisescale.report.sweep_terminal import render_sweep
@@ -41,6 +41,18 @@ def test_the_terminal_shows_every_batch_size_and_goal():
     assert text.count("for good") >= 2
     assert "Slope at small batch" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_too_few_batch_sizes_are_not_called_too_few_steps():
+    sweep = example()
+    law = dataclasses.replace(
+        sweep.tradeoff,
+        outcome=Outcome.TOO_FEW_STEPS,
+        critical_batch=Interval(point=None, low=None, high=None),
+        detail="2 rows at 2 batch sizes reached the target",
+    )
+    text = sweep_wording.headline(dataclasses.replace(sweep, tradeoff=law))
+    assert text == "Critical batch not known: 2 rows at 2 batch sizes reached the target"
 
 
 def test_a_target_out_of_reach_says_how_close_it_came():

@@ -94,4 +94,6 @@ def drawn(news: SweepProgress) -> Any:
         row = (f"{size:,}", f"{best.trials} / {best.planned}", steps, lr)
         table.add_row(*row, style="bold" if size == news.batch_size else "")
     words = f"{news.target}: {news.trials:,} trials, {news.share:.0%}{_left(news)}"
-    return Group(Text(words), ProgressBar(total=1.0, completed=news.share, width=60), table)
+    bar = Table.grid()  # a bar by itself does not end its line
+    bar.add_row(ProgressBar(total=1.0, completed=news.share, width=60))
+    return Group(Text(words), bar, table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noisescale.records import Interval, SweepResult, TunedSteps, TuningOutcome
+from noisescale.records import Interval, Outcome, SweepResult, TunedSteps, TuningOutcome
 from noisescale.report import wording
 
 
@@ -18,6 +18,9 @@ def headline(sweep: SweepResult) -> str:
     if law is None:
         return "No steps law: tuned steps at two or more batch sizes are required"
     critical = law.critical_batch
+    if law.outcome is Outcome.TOO_FEW_STEPS:
+        # Here it is batch sizes or repeats that are too few.
+        return f"Critical batch not known: {law.detail or wording.outcome(law.outcome)}"
     if critical.point is None:
         return f"Critical batch {ends(critical, law.unit)}: {wording.outcome(law.outcome)}"
     return f"Critical batch {ends(critical, law.unit)} for {sweep.targets[0]}"
