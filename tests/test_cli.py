@@ -100,6 +100,8 @@ BAD_INPUT = [
     (["advise", "digits", "--devices", "1,0"], "--devices 1,0"),
     (["advise", "digits", "--devices", "two"], "--devices two"),
     (["advise", "digits", "--max-waste", "1"], "--max-waste 1"),
+    (["advise", "digits", "--store", "kept"], "add --calibrate"),
+    (["advise", "digits", "--calibrate-seconds", "9"], "--calibrate-seconds 9"),
     (["advise", "digits", "--margin", "1"], "--margin 1"),
     (["advise", "digits", "--margin", "-1"], "give for example --margin 0.1"),
     (["advise", "digits", "--target", "error below 3"], "NAME<VALUE"),

@@ -99,6 +99,17 @@ def test_quiet_says_nothing_on_the_way(folder, capsys):
     assert "Goals, by first passage" in out
 
 
+def test_lines_of_a_store_that_cannot_be_read_are_named(folder, capsys):
+    run(capsys, "sweep", "sweep_workloads.py:tiny", *SMALL, "--store", "s", "--quiet")
+    trials = folder / "s" / "trials.jsonl"
+    count = len(trials.read_text().splitlines())
+    trials.write_text(trials.read_text() + "rubbish\n")
+    status, out, _ = run(capsys, "report", "s", "--json")
+    found = json.loads(out)
+    assert (status, found["trials"]) == (0, count)
+    assert found["warnings"][0] == f"trials.jsonl, line {count + 1}: not a JSON object; left out"
+
+
 def test_an_interruption_keeps_and_says_what_is_there(folder, capsys):
     status, _, err = run(capsys, "sweep", "sweep_workloads.py:interrupts", *GOAL, "--store", "s")
     assert status == 130

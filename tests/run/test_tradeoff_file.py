@@ -7,6 +7,7 @@ import pytest
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Outcome
+from noisescale.run.store import TrialStore
 from noisescale.run.tradeoff_file import read_tradeoff
 
 # Bcrit 20, Smin 50.
@@ -115,6 +116,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_tradeoff(str(tmp_path))
     with pytest.raises(InvalidInputError):
         read_tradeoff("a\0b")
+    TrialStore.open(tmp_path / "new", workload="any-0123")
+    with pytest.raises(InvalidInputError, match="holds no trial yet"):
+        read_tradeoff(tmp_path / "new")
 
 
 def test_level_is_checked(tmp_path: Path) -> None:

@@ -145,6 +145,10 @@ def advise(
     """Say what batch size to use: what fits, what pays, what it costs, and why."""
     from noisescale.report.page import check_ready, write_page
 
+    for name in ("calibrate_seconds", "store"):
+        if options[name] is not None and not options["calibrate"]:
+            option = f"--{name.replace('_', '-')} {options[name]}"
+            raise InvalidInputError(option, "it belongs to --calibrate", "add --calibrate")
     if report is not None:
         check_ready(report)  # before minutes of measuring
     with working(as_json=as_json, quiet=quiet) as progress:

@@ -77,9 +77,14 @@ def _of_store(path: Path, *, level: float, target: str | None) -> Tradeoff:
     names = sorted({name for result in found for name in result.plan.targets})
     if target is None and len(names) > 1:
         raise _several(str(path), names)
-    if not names or (target is not None and target not in names):
-        remedy = nearest(str(target), names) if names else "run noisescale sweep with it first"
-        raise InvalidInputError(f"{path}: target {target!r}", "no trial has it", remedy)
+    if not names:
+        raise InvalidInputError(
+            f"store {str(path)!r}", "it holds no trial yet", "run noisescale sweep with it first"
+        )
+    if target is not None and target not in names:
+        raise InvalidInputError(
+            f"{path}: target {target!r}", "no trial has it", nearest(target, names)
+        )
     rows = trial_rows(found, target=target or names[0])
     curve = sweep_curve(rows, target=target or names[0], level=level, unit=store.study.unit)
     if curve.tradeoff is None:

@@ -124,6 +124,8 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     [
         ({"factors": (1, 65)}, "batch size 260"),
         ({"factors": (1, 8), "examples": 16}, "no step"),
+        ({"examples": 3}, "no step of the recipe's batch size 4"),
+        ({"checkpoint": "any.pt", "at": (3,)}, "a checkpoint is one point"),
         ({"seeds": 1}, "at least 2"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"level": 1.0}, "level"),

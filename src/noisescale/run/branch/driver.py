@@ -103,6 +103,8 @@ def branch(
     Source: Merrill et al. 2025 (arXiv:2505.23971), sec. 3.
     """
     began = time.monotonic()
+    if checkpoint is not None and tuple(at) != (0,):
+        raise InvalidInputError(f"at {list(at)}", "a checkpoint is one point", "leave one out")
     found = resolve_workload(workload, data=data, overrides=overrides)
     check_workload(found)
     check_seed(seed)
@@ -347,6 +349,12 @@ def _wish(
 
 def _factors(given: Sequence[int] | None, workload: Workload, examples: int) -> tuple[int, ...]:
     own = workload.recipe.batch_size
+    if own > examples:
+        raise InvalidInputError(
+            f"examples {examples}",
+            f"a branch has no step of the recipe's batch size {own} then",
+            f"give at least {FEWEST_STEPS * own}",
+        )
     if given is None:
         most = min(workload.train_size, examples // FEWEST_STEPS) // own
         return tuple(2**i for i in range(max(1, most).bit_length()))

@@ -91,6 +91,7 @@ def summarise_store(path: str | os.PathLike[str], *, target: str | None = None) 
         unfinished=(),
         seconds=0.0,
         store=str(path),
+        skipped=[str(line) for line in store.skipped],
     )
 
 
@@ -104,6 +105,7 @@ def _result(
     unfinished: tuple[int, ...],
     seconds: float,
     store: str | None,
+    skipped: Sequence[str] = (),
 ) -> SweepResult:
     # In one order whatever the order of their ends: equal trials make equal tables, to the bit.
     found = sorted(found, key=lambda result: result.plan.key)
@@ -131,7 +133,7 @@ def _result(
         trial_seconds=sum(result.seconds for result in found),
         store=store,
         version=__version__,
-        warnings=tuple(_warnings(first.batch_sizes, unfinished, found)),
+        warnings=(*skipped, *_warnings(first.batch_sizes, unfinished, found)),
     )
 
 
