@@ -206,8 +206,11 @@ def test_models_that_draw_are_trained_as_one_by_one(judged: bool) -> None:
 
 
 def test_clipping_is_known_by_one_by_one_only() -> None:
-    results = train_trials(small_workload(), plans(clip_norm=1.0, max_steps=5), workers=1)
+    chosen = plans(clip_norm=1.0, max_steps=5)
+    results = train_trials(small_workload(), chosen, workers=1)
     assert {r.engine for r in results} == {"alone"}
+    with pytest.raises(InvalidInputError, match="clip_norm"):
+        train_trials(small_workload(), chosen, engine="stacked", workers=1)
 
 
 def test_the_callers_random_state_and_threads_are_left_alone() -> None:

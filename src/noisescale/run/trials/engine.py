@@ -177,7 +177,14 @@ def _choice(
     threads: int,
 ) -> Choice:
     plans = [trial.plan for trial in trials]
-    if engine == "alone" or (engine == "auto" and any(map(_only_alone, plans))):
+    unknown = any(map(_only_alone, plans))
+    if unknown and engine == "stacked":
+        raise InvalidInputError(
+            "clip_norm or ema_decay with engine='stacked'",
+            "stacks know neither",
+            "use engine='auto'",
+        )
+    if unknown or engine == "alone":
         return Choice(route=None, width=1)
     route = _route(workload, plans[0])
     if route is None and engine == "stacked":
