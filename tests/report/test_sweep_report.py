@@ -101,6 +101,18 @@ def test_names_are_text_not_markup(tmp_path):
     assert "[red]x[/red]" in on_a_terminal(evil)
 
 
+def test_the_page_speaks_of_the_wide_line_only_where_it_is_drawn():
+    sweep = example()
+    names = ("perfect_end", "useful_end", "examples", "plateau")
+    sizes = (8.0, 64.0, 1000.0, 60.0)
+    known = {n: Interval(point=v, low=v, high=v) for n, v in zip(names, sizes, strict=True)}
+    for open_, said in (({}, True), ({"plateau": Interval(point=None, low=0.0, high=9.0)}, False)):
+        regimes = dataclasses.replace(sweep.regimes, **{**known, **open_})
+        page = render_sweep_page(dataclasses.replace(sweep, regimes=regimes))
+        assert ("the wide line" in page) is said
+        assert ("three regimes</text>" in page or "<!-- three regimes -->" in page) is said
+
+
 def test_a_page_replaces_another_at_once(tmp_path):
     path = tmp_path / "sweep.html"
     path.write_text("old")

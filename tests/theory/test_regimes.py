@@ -69,6 +69,17 @@ def test_coverage(noise: float) -> None:
         assert count / repeats > 0.95 - 0.084  # three standard errors
 
 
+def test_all_three_are_said_to_be_seen_only_where_their_ends_are_known() -> None:
+    sizes = np.array([4.0, 8, 16, 32, 64, 128, 256])
+    counts = np.array([367, 202, 127, 90.4, 59.7, 54.5, 47.5])
+    fit = fit_regimes(batch_size=sizes, steps=counts)
+    assert fit.perfect_end.point is None
+    assert fit.detail == (
+        "the best fit shows three regimes, the intervals leave their ends open: "
+        "add smaller and larger sizes or more seeds"
+    )
+
+
 def test_a_plateau_not_seen_is_open() -> None:
     sizes = SIZES[:7]
     fit = fit_regimes(batch_size=sizes, steps=steps(0, 0.02, sizes))

@@ -155,14 +155,28 @@ def _law(axes: Axes, sweep: SweepResult, known: Sequence[TunedSteps]) -> None:
         mark_size(axes, critical.point, "critical batch", GREEN, 0.95)
 
 
-def _regimes(axes: Axes, regimes: Regimes | None, known: Sequence[TunedSteps]) -> None:
-    """Three straight pieces, behind everything else."""
+def has_pieces(sweep: SweepResult) -> bool:
+    """Whether the three regimes are known well enough to be drawn."""
+    return _pieces(sweep.regimes) is not None
+
+
+def _pieces(regimes: Regimes | None) -> tuple[float, float, float, float] | None:
+    """Return the two ends, the examples and the plateau; None where one is not known."""
     if regimes is None:
-        return
+        return None
     first, last = regimes.perfect_end.point, regimes.useful_end.point
     examples, plateau = regimes.examples.point, regimes.plateau.point
     if not (first and last and examples and plateau):
+        return None
+    return first, last, examples, plateau
+
+
+def _regimes(axes: Axes, regimes: Regimes | None, known: Sequence[TunedSteps]) -> None:
+    """Three straight pieces, behind everything else."""
+    pieces = _pieces(regimes)
+    if pieces is None:
         return
+    first, last, examples, plateau = pieces
     low, high = known[0].batch_size, known[-1].batch_size
     corners = [(low, examples / low), (first, examples / first), (last, plateau), (high, plateau)]
     drawn = [corner for corner in sorted(corners) if low <= corner[0] <= high]

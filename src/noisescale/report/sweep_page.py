@@ -63,6 +63,7 @@ def _context(sweep: SweepResult) -> dict[str, Any]:
         "subject": sweep_wording.subject(sweep),
         "effort": sweep_wording.effort(sweep),
         "regimes": sweep_wording.regime_lines(sweep),
+        "pieces": sweep_figures.has_pieces(sweep),
         "figures": at_both_widths(draw),
         "json": json_block(sweep),
         "css": template("style.css"),

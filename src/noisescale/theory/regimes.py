@@ -147,7 +147,7 @@ class _Grid:
             small_slope=_free_slope(self.x, self.y, start, level),
             rms_log_error=float(np.sqrt(np.mean(np.square(self._rest(best))))),
             level=level,
-            detail=_detail(start, end, self.x),
+            detail=_detail(start, end, self.x, open_=(not first_seen, not last_seen)),
         )
 
     def _finer(self, inside: Array, before: Array) -> Array:
@@ -198,13 +198,19 @@ def _free_slope(x: Array, y: Array, end: float, level: float) -> Interval:
     return Interval(point=slope, low=slope - half, high=slope + half)
 
 
-def _detail(start: float, end: float, x: Array) -> str:
+def _detail(start: float, end: float, x: Array, *, open_: tuple[bool, bool]) -> str:
     low, high = f"{np.exp(x[0]):g}", f"{np.exp(x[-1]):g}"
     parts = []
     if start < x[0]:
         parts.append(f"perfect scaling ends below batch size {low}: add smaller sizes")
     if end > x[-1]:
         parts.append(f"steps still fall at batch size {high}: add larger sizes")
+    # The best fit may show what the data do not settle: the intervals are open then.
+    ways = ("smaller", "larger")
+    room = [way for way, unsure in zip(ways, open_, strict=True) if unsure]
+    if room and not parts:
+        what = "the best fit shows three regimes, the intervals leave their ends open"
+        return f"{what}: add {' and '.join(room)} sizes or more seeds"
     return "; ".join(parts) or "all three regimes were seen"
 
 
