@@ -153,10 +153,9 @@ def test_what_is_no_store(folder, capsys, command):
 
 
 def test_a_store_exports_columns(folder, capsys):
-    from noisescale.run.store import TrialStore
-
     run(capsys, "sweep", "sweep_workloads.py:tiny", *SMALL, "--store", "kept", "--quiet", "--json")
-    TrialStore.open("kept").to_csv("trials.csv")
+    status, _, _ = run(capsys, "report", "kept", "--csv", "trials.csv")
+    assert status == 0
     with open("trials.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["batch_size"] for row in rows} == {"4", "8", "16", "32"}

@@ -39,6 +39,17 @@ def grid(seeds: Sequence[float], rates: Sequence[float] = (0.35, 0.5, 0.71, 1, 1
     return [row(r, str(i), f * bowl(r)) for i, f in enumerate(seeds) for r in rates]
 
 
+def test_the_best_is_the_point_with_the_fewest_steps_wherever_the_minimum_lies() -> None:
+    """The search widens by it; the smooth minimum may lie nearer to another point."""
+    steps = {0.5: 79.0, 0.8: 51.0, 1.3: 58.0, 2.0: 120.0}
+    rows = [
+        row(rate, str(i), n * f) for i, f in enumerate((0.95, 1.05)) for rate, n in steps.items()
+    ]
+    found = tuned_steps(rows)
+    assert found.best == {"lr": 0.8}
+    assert found.outcome is TuningOutcome.REACHED
+
+
 class TestAnExactBowl:
     def test_the_minimum_between_the_points(self) -> None:
         found = tuned_steps(grid([1.0] * 3, [0.4, 0.6, 0.9, 1.35, 2.0]))

@@ -64,6 +64,7 @@ from noisescale.cli.sweep_progress import showing_sweep
 )
 @click.option("--slots", type=COUNT, help="Trials at a time of an executor.")
 @click.option("--seconds", type=SECONDS, help="About the most time to take.")
+@click.option("--rerun-crashed", is_flag=True, help="Run trials of the store that crashed again.")
 @click.option("--report", metavar="FILE.html", help="Also write one self-contained page.")
 def sweep(
     workload: str,
@@ -99,12 +100,17 @@ def sweep(
 @click.argument("store", metavar="STORE")
 @click.option("--target", help="Which goal to begin with.")
 @click.option("--out", metavar="FILE.html", help="Also write one self-contained page.")
+@click.option("--csv", metavar="FILE.csv", help="Also write a row per trial and target.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def report(store: str, target: str | None, out: str | None, as_json: bool) -> None:
+def report(store: str, target: str | None, out: str | None, csv: str | None, as_json: bool) -> None:
     """Show what a sweep's store holds: steps to target, steps law, three regimes."""
     _check_page(out)
     from noisescale.run.sweep.summary import summarise_store
 
+    if csv is not None:
+        from noisescale.run.store import TrialStore
+
+        TrialStore.open(store).to_csv(csv)
     _finish(summarise_store(store, target=target), page=out, as_json=as_json)
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from noisescale.measure.rules.parts import wide
 from noisescale.measure.rules.registry import Call
+from noisescale.measure.rules.scratch import buffers
 
 # Share of the chances that all examples have alike: a size that tells too little of an example
 # then weighs at most ten times as much as in a uniform draw. (assumed)
@@ -66,8 +68,9 @@ def sizes(call: Call, weights: Mapping[str, Tensor]) -> Tensor:
     if weight is None or axis is None:
         return _squares(call.gradients, call.outputs) * (1 + _squares(call.tensors, call.dims))
     table = weight.flatten(2).mean(2) if weight.dim() > 2 else weight
-    rows = table.mean(1)
-    columns = table.mean(0) / rows.mean()
+    # Sums as products: one pass over the weights each, and no copy.
+    rows = table @ table.new_ones(table.shape[1]) / table.shape[1]
+    columns = table.new_ones(table.shape[0]) @ table / (rows.sum())
     x, g = call.tensors[0], call.gradient
     found = _weighed(g, axis, rows) * _weighed(x, axis, columns)
     return found if "bias" not in weights else found + _weighed(g, axis, weights["bias"])
@@ -88,8 +91,10 @@ def _weighed(tensor: Tensor, axis: int, weights: Tensor) -> Tensor:
     if tensor.dim() > 2:
         along = tensor.flatten(2) if axis == 1 else tensor.flatten(1, -2).mT
         tensor = torch.linalg.vector_norm(along, dim=2)
-    squares = tensor.float().square()
-    return (squares @ weights.to(squares.dtype)).double()
+    tensor = wide(tensor)
+    with buffers(tensor, tuple(tensor.shape)) as (squares,):
+        torch.mul(tensor, tensor, out=squares)
+        return (squares @ weights.to(squares.dtype)).double()
 
 
 def _squares(tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> Tensor:

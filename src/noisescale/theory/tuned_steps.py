@@ -94,6 +94,7 @@ class _Found:
 
     table: TrialTable
     eligible: Indices
+    means: Array
     bowl: Bowl
     seed_values: dict[str, float]
     error: float
@@ -106,9 +107,8 @@ class _Found:
 
     @property
     def best(self) -> int:
-        """Row of the tried point next to the minimum, the lower one of two that are as near."""
-        near = np.linalg.norm(self.table.places[self.eligible] - self.bowl.place, axis=1)
-        return int(self.eligible[np.argmin(near)])
+        """Row of the tried point with the fewest steps, the first of equal ones."""
+        return int(self.eligible[np.argmin(self.means)])
 
 
 def _family(table: TrialTable) -> _Found | None:
@@ -142,6 +142,7 @@ def _family(table: TrialTable) -> _Found | None:
     return _Found(
         table=table,
         eligible=eligible,
+        means=cells.filled.mean(axis=1),
         bowl=bowl,
         seed_values=dict(zip(table.seeds, (values + shift).tolist(), strict=True)),
         error=error,

@@ -15,6 +15,7 @@ from noisescale.records import TrialOutcome, TrialPlan
 from noisescale.run.store import TrialStore
 from noisescale.run.sweep.driver import sweep
 from noisescale.run.sweep.progress import Reporter
+from noisescale.run.sweep.summary import summarise_store
 
 TARGET = "validation_error<0.05"
 X = torch.randn(512, 3, generator=torch.Generator().manual_seed(0))
@@ -238,6 +239,45 @@ def test_what_failed_is_said_with_its_reason(monkeypatch):
     monkeypatch.setattr(trials, "train_trials", crashes)
     (warning,) = run(batch_sizes="8,16").warnings
     assert warning == "batch size 8: of 10 trials 10 crashed: ValueError: the reason"
+
+
+def test_what_crashed_is_run_again_when_asked(tmp_path, monkeypatch):
+    def crashes(workload, plans, *, on_result, **options):
+        for plan in plans:
+            result = surfaces.outcome_of(plan)
+            on_result(
+                dataclasses.replace(
+                    result,
+                    outcome=TrialOutcome.CRASHED,
+                    crossings=tuple(
+                        dataclasses.replace(c, first=None, sustained=None) for c in result.crossings
+                    ),
+                    stopped_by="crash",
+                )
+            )
+
+    monkeypatch.setattr(trials, "train_trials", crashes)
+    broken = run(batch_sizes="16", store=tmp_path / "store")
+    assert set(broken.outcomes) == {"crashed"}
+    monkeypatch.setattr(trials, "train_trials", surfaces.train)
+    assert set(run(batch_sizes="16", store=tmp_path / "store").outcomes) == {"crashed"}
+    mended = run(batch_sizes="16", store=tmp_path / "store", rerun_crashed=True)
+    assert "crashed" not in mended.outcomes
+    assert mended.batch_sizes[0].steps is not None
+    again = run(batch_sizes="16", store=tmp_path / "store")
+    assert again.batch_sizes == mended.batch_sizes
+
+
+def test_optimizers_in_one_store_are_said(tmp_path):
+    run(batch_sizes="16", store=tmp_path / "store")
+    run(
+        batch_sizes="16",
+        store=tmp_path / "store",
+        overrides={"optimizer": "adamw", "momentum": None},
+    )
+    found = summarise_store(tmp_path / "store")
+    assert "adamw" in found.optimizer
+    assert any("a folder of its own" in warning for warning in found.warnings)
 
 
 def test_what_a_store_held_is_no_progress_of_this_call():

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from noisescale.errors import InvalidInputError
 from noisescale.records.trial import TrialOutcome, TrialResult
 from noisescale.run.trials import TrialProgress, train_trial, train_trials
-from run.trials.small import MODELS, cross_entropy, plans, small_workload
+from noisescale.run.trials.quantities import answers_kept
+from run.trials.small import MODELS, cross_entropy, error, plans, small_workload
 
 TARGETS = ("train_loss<1.37", "train_loss<1.33", "validation_error<0.72")
 
@@ -158,37 +160,57 @@ def test_a_stack_that_fails_is_trained_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome", "stopped_by"),
+    ("raised", "outcome", "stopped_by"),
     [
         (ValueError("broken"), TrialOutcome.CRASHED, "crash"),
         (MemoryError("full"), TrialOutcome.INFEASIBLE_MEMORY, "memory"),
     ],
 )
-def test_a_crash_is_an_outcome(error: Exception, outcome: TrialOutcome, stopped_by: str) -> None:
+def test_a_crash_is_an_outcome(raised: Exception, outcome: TrialOutcome, stopped_by: str) -> None:
     def broken(model: Any, batch: Any) -> Tensor:
         if len(batch[1]) == 17 and model.training:
-            raise error
+            raise raised
         return cross_entropy(model, batch)
 
     (plan,) = plans(rates=(0.1,), seeds=(0,))
     result = train_trial(small_workload(loss=broken), plan)
     assert result.outcome is outcome
     assert result.stopped_by == stopped_by
-    assert str(error) in result.detail
+    assert str(raised) in result.detail
 
 
-def test_code_that_wants_the_model_itself_is_trained_one_by_one() -> None:
-    """What stands in for a model where routes are sought cannot be indexed."""
-
+@pytest.mark.parametrize("engine", ["alone", "stacked"])
+def test_losses_and_metrics_may_take_of_the_model_what_they_like(engine: str) -> None:
     def decayed(model: Any, batch: Any) -> Tensor:
-        if type(model).__name__ == "_Watched":
-            raise TypeError("not subscriptable")
-        return cross_entropy(model, batch)
+        assert isinstance(model, nn.Module)
+        return cross_entropy(model, batch) + 1e-3 * sum(
+            p.square().sum() for layer in list(model)[1:] for p in layer.parameters()
+        )
 
+    def measured(model: Any, batch: Any) -> dict[str, Tensor]:
+        return {"error": error(model, batch)["error"] + 0 * model[1].weight.sum()}
+
+    workload = small_workload(loss=decayed, metrics=measured)
     chosen = plans(targets=TARGETS, rates=(0.1, 0.2), max_steps=10)
-    results = train_trials(small_workload(loss=decayed), chosen, workers=1)
-    assert {r.engine for r in results} == {"alone"}
+    results = train_trials(workload, chosen, workers=1, engine=engine)
     assert TrialOutcome.CRASHED not in {r.outcome for r in results}
+    for ours, plan in zip(results, chosen, strict=True):
+        theirs = train_trial(workload, plan)
+        assert ours.steps == theirs.steps
+        for mine, other in zip(ours.crossings, theirs.crossings, strict=True):
+            assert mine.closest == pytest.approx(other.closest, rel=1e-4)
+
+
+def test_weights_that_were_exchanged_are_asked_again() -> None:
+    model, inputs = nn.Linear(2, 1), torch.ones(3, 2)
+    with torch.no_grad(), answers_kept(model):
+        first = model(inputs)
+        assert model(inputs) is first
+        moved = functional_call(model, {"weight": model.weight + 1}, (inputs,))
+        torch.testing.assert_close(moved, first + 2)
+        model.weight.add_(1)
+        torch.testing.assert_close(model(inputs), moved)
+    assert "forward" not in model.__dict__
 
 
 @pytest.mark.parametrize("judged", [False, True])

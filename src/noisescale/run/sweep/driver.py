@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
-from noisescale.records import SweepResult, TrialPlan, TrialResult
+from noisescale.records import SweepResult, TrialOutcome, TrialPlan, TrialResult
 from noisescale.run.executors.executor import Executor, WorkerSpec, held
 from noisescale.run.overrides import parse_overrides
 from noisescale.run.store import TrialStore
@@ -48,6 +48,7 @@ def sweep(
     executor: str | Executor | None = None,
     slots: int | None = None,
     seconds: float | None = None,
+    rerun_crashed: bool = False,
     seed: int = 0,
     data: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Iterable[str] | None = None,
@@ -83,6 +84,7 @@ def sweep(
             object with their method; None trains here.
         slots: trials at a time of an executor.
         seconds: about the most wall time; what is not done then is left for another call.
+        rerun_crashed: run trials of the store that crashed again, as after mending a loss.
         seed: of each setting's first run; the others count up from it.
         data: folder of the built-ins that read files.
         overrides: recipe keys to replace.
@@ -139,6 +141,7 @@ def sweep(
                 deadline=deadline,
             ),
             deadline=deadline,
+            rerun_crashed=rerun_crashed,
         )
         driver.run()
     return summarise_sweep(
@@ -161,6 +164,7 @@ class Driver:
         store: where results go; None keeps them in memory.
         reporter: tells how far it is.
         deadline: monotonic time to stop at.
+        rerun_crashed: whether crashes that the store holds count for nothing.
         results: at hand, by key.
         tunings: the search of each batch size that was begun.
         unfinished: batch sizes whose search is not over.
@@ -171,6 +175,7 @@ class Driver:
     store: TrialStore | None
     reporter: Reporter
     deadline: float = math.inf
+    rerun_crashed: bool = False
     results: dict[str, TrialResult] = field(default_factory=dict)
     tunings: dict[int, Tuning] = field(default_factory=dict)
     unfinished: list[int] = field(default_factory=list)
@@ -178,7 +183,11 @@ class Driver:
     def run(self) -> None:
         """Tune every batch size, or stop at the deadline."""
         if self.store is not None:
-            self.results = {result.plan.key: result for result in self.store.results()}
+            self.results = {
+                result.plan.key: result
+                for result in self.store.results()
+                if not (self.rerun_crashed and result.outcome is TrialOutcome.CRASHED)
+            }
         tuned: dict[int, float] = {}
         for batch_size in self.request.batch_sizes:
             tuning = self.tunings[batch_size] = self.request.tuning(batch_size, tuned)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from noisescale import __version__
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import (
+    Recipe,
     SettingSteps,
     SweepCurve,
     SweepResult,
@@ -52,7 +53,7 @@ def summarise_sweep(
     return _result(
         found,
         workload=request.workload.name,
-        optimizer=recipe.optimizer_kind,
+        optimizer=_optimizer(recipe),
         unit=recipe.unit,
         targets=request.targets,
         unfinished=tuple(sorted({*unfinished, *set(request.batch_sizes) - set(tunings)})),
@@ -81,7 +82,7 @@ def summarise_store(path: str | os.PathLike[str], *, target: str | None = None) 
     if target is not None and target not in counts:
         raise InvalidInputError(f"target {target!r}", "no trial had it", nearest(target, counts))
     names = sorted(counts, key=lambda name: (name != target, -counts[name]))
-    kinds = {result.plan.recipe.optimizer_kind for result in found}
+    kinds = {_optimizer(result.plan.recipe) for result in found}
     return _result(
         found,
         workload=store.study.workload.rpartition("-")[0] or store.study.workload,
@@ -93,6 +94,11 @@ def summarise_store(path: str | os.PathLike[str], *, target: str | None = None) 
         store=str(path),
         skipped=[str(line) for line in store.skipped],
     )
+
+
+def _optimizer(recipe: Recipe) -> str:
+    """Name an optimizer as people do: momentum is one of its own, and so is AdamW."""
+    return recipe.optimizer_kind if recipe.optimizer == "sgd" else recipe.optimizer
 
 
 def _result(
@@ -145,6 +151,12 @@ def _warnings(
         yield (
             f"time was up before the search at batch size {sizes} was over: give the same command"
             " again to go on"
+        )
+    kinds = sorted({_optimizer(result.plan.recipe) for result in found})
+    if len(kinds) > 1:
+        yield (
+            f"trials of {' and '.join(kinds)} are in one table: at each batch size the best of them"
+            " counts; sweep each into a folder of its own to compare them"
         )
     for row in rows:
         if row.outcome not in (TuningOutcome.REACHED, TuningOutcome.NOTHING_RAN):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from noisescale.run.trials.quantities import Once, TrialEvaluator
+from noisescale.run.trials.quantities import TrialEvaluator, answers_kept
 from noisescale.run.trials.stacked.anatomy import Anatomy, StandIn
 from noisescale.run.trials.stacked.general import GeneralNetwork
 from noisescale.run.trials.stacked.heads import Head
@@ -150,8 +150,8 @@ class GeneralAppraiser:
         for size, batch in self._evaluator.batches(split):
 
             def sums(model: Any, batch: Any, size: int = size) -> list[Tensor]:
-                once = Once(model)
-                return [self._evaluator.total(once, batch, metric, size) for metric in metrics]
+                with answers_kept(model):
+                    return [self._evaluator.total(model, batch, name, size) for name in metrics]
 
             for rows in _chunks(trials, VMAPPED_TOGETHER):
                 part = [weight[rows] for weight in weights]
