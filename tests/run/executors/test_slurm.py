@@ -43,7 +43,8 @@ class Cluster:
         return self.executor(**options)
 
     def executor(self, **options: Any) -> SlurmExecutor:
-        settings = {"grace": 0.1, "poll": 0.05, "trials_per_job": 4, **options}
+        # Long enough that a busy machine never takes a slow job for a lost one.
+        settings = {"grace": 3.0, "poll": 0.05, "trials_per_job": 4, **options}
         return SlurmExecutor(STUB, folder=self.folder / "shared", **settings)
 
     def run(self, executor: SlurmExecutor, plans: Sequence[TrialPlan]) -> dict[str, TrialResult]:
@@ -74,7 +75,7 @@ def test_lost_delayed_and_duplicated_jobs_cost_no_result(cluster: Cluster) -> No
 
 
 def test_a_trial_whose_jobs_are_always_lost_is_recorded(cluster: Cluster) -> None:
-    executor = cluster.start(["lose"] * 3, trials_per_job=1, retries=2, slots=1)
+    executor = cluster.start(["lose"] * 3, trials_per_job=1, retries=2, slots=1, grace=0.1)
     (found,) = cluster.run(executor, [plan(0)]).values()
     assert found.outcome is TrialOutcome.CRASHED
     assert found.detail.endswith("ended without a result (COMPLETED), 3 times")
