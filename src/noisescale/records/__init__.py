@@ -13,6 +13,7 @@ from noisescale.records.advice import (
 from noisescale.records.batch import BatchSplit
 from noisescale.records.branch import BranchPoint, BranchResult, BranchRow
 from noisescale.records.calibration import Calibration
+from noisescale.records.conversion import Alternative, Change, Conversion
 from noisescale.records.noise import (
     Measurement,
     NoiseScale,
@@ -53,14 +54,17 @@ from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialRes
 __all__ = [
     "Advice",
     "AdviceRow",
+    "Alternative",
     "BatchSplit",
     "BranchPoint",
     "BranchResult",
     "BranchRow",
     "Calibration",
+    "Change",
     "Collapse",
     "CollapseRow",
     "Compared",
+    "Conversion",
     "CriticalBatch",
     "Crossing",
     "EqualBudget",

@@ -1,0 +1,119 @@
+"""A recipe restated at another batch size, each change with its rule, source and reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from noisescale.records.recipe import Recipe
+from noisescale.records.serial import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(Record):
+    """One key of a recipe: what it was, what it is now, by which rule.
+
+    Attributes:
+        name: key of the recipe.
+        old: value before; None where the key was absent.
+        new: value after; equal to ``old`` where the key stays as it is.
+        rule: name of what decides the value.
+        source: paper and section, or ``arithmetic``.
+        validity: where the rule holds.
+        why: one sentence.
+        status: ``paper``, ``measured`` or ``assumed``: how sure the rule is.
+    """
+
+    name: str
+    old: Any
+    new: Any
+    rule: str
+    source: str
+    validity: str
+    why: str
+    status: str = "paper"
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples: betas read back would not equal what was written.
+        for name in ("old", "new"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative(Record):
+    """What another rule says, where rules differ.
+
+    Attributes:
+        rule: its name, as ``convert`` takes it.
+        values: keys of the recipe that it sets otherwise than the conversion, with its values;
+            empty where it says the same or where ``needs`` are not met.
+        source: paper and section.
+        status: ``paper``, ``measured`` or ``assumed``.
+        validity: where the rule holds.
+        when: when it is to be preferred.
+        needs: what must be given for its values to be known: ``noise_scale``, ``curvature``.
+    """
+
+    rule: str
+    values: dict[str, Any]
+    source: str
+    status: str
+    validity: str
+    when: str
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.values.items()
+        }
+        object.__setattr__(self, "values", values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion(Record):
+    """A whole recipe at another batch size.
+
+    Attributes:
+        recipe: the new recipe.
+        original: the old one.
+        old_batch_size: global batch size before, in ``unit``.
+        new_batch_size: global batch size after, in ``unit``.
+        unit: what both count: ``examples``, ``sequences`` or ``tokens``.
+        unchanged: whether the global batch, and so the recipe, is the same.
+        summary: the answer in one sentence.
+        rule: name of the rule that set the rate; None where nothing changes.
+        recommended: name of the rule that is recommended here; None where nothing changes.
+        why: why this rule.
+        source: of the rule: paper and section.
+        status: ``paper``, ``measured`` or ``assumed``.
+        assumption: what the rule takes for granted.
+        validity: where the rule holds.
+        preserves: what of the training stays the same.
+        changes: keys whose value changes.
+        kept: keys that a rule looked at and left alone, with the reason.
+        alternatives: what other rules say, the recommended one first if another was asked for.
+        warnings: what may go wrong.
+    """
+
+    recipe: Recipe
+    original: Recipe
+    old_batch_size: int
+    new_batch_size: int
+    unit: str
+    unchanged: bool
+    summary: str
+    rule: str | None = None
+    recommended: str | None = None
+    why: str = ""
+    source: str = ""
+    status: str = ""
+    assumption: str = ""
+    validity: str = ""
+    preserves: str = ""
+    changes: tuple[Change, ...] = ()
+    kept: tuple[Change, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    warnings: tuple[str, ...] = ()
