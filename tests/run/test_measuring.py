@@ -8,9 +8,10 @@ from noisescale import Recipe, Target, Workload
 from noisescale.errors import InvalidInputError
 from noisescale.records import Outcome
 from noisescale.run.builtins.quadratic import exact_noise_scale
-from noisescale.run.measuring import measure_run, measure_workload, micro_batch_size
+from noisescale.run.measuring import measure_run, measure_workload
 from noisescale.run.resolve import resolve_workload
 from noisescale.run.training import train_run
+from noisescale.run.watching import micro_batch_size
 
 
 def test_along_digits():

@@ -189,6 +189,7 @@ def advise(
     show_default=True,
     help="Norm of gradients: plain, or divided as the recipe's Adam divides them.",
 )
+@click.option("--curvature", is_flag=True, help="Also the Hessian's largest eigenvalue.")
 def measure(
     workload: str,
     overrides: tuple[str, ...],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
@@ -266,6 +267,18 @@ class NoiseMeter:
     def _settle(self, norms: StepNorms, scale: float) -> None:
         factor = norms.weighted_factor / norms.units / scale**2
         self._source.metric.settle(effective=norms.effective, factor=factor)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave passes of the model inside unmeasured; enter and leave between steps.
+
+        What backward passes since the last step have accumulated is dropped with it.
+        """
+        self._source.pause()
+        try:
+            yield
+        finally:
+            self._arm()
 
     def split_pass(
         self,

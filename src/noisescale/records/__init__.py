@@ -14,6 +14,7 @@ from noisescale.records.batch import BatchSplit
 from noisescale.records.branch import BranchPoint, BranchResult, BranchRow
 from noisescale.records.calibration import Calibration
 from noisescale.records.conversion import Alternative, Change, Conversion
+from noisescale.records.curvature import Curvature, CurvaturePoint
 from noisescale.records.noise import (
     Measurement,
     NoiseScale,
@@ -67,6 +68,8 @@ __all__ = [
     "Conversion",
     "CriticalBatch",
     "Crossing",
+    "Curvature",
+    "CurvaturePoint",
     "EqualBudget",
     "FitQuality",
     "Interval",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from noisescale.records.curvature import Curvature
 from noisescale.records.serial import Record
 
 
@@ -124,6 +125,7 @@ class Measurement(Record):
         frozen: whether the weights were held still.
         seconds: wall time.
         warnings: what a reader must know besides, one sentence each.
+        curvature: the Hessian's largest eigenvalue along the run; None unless asked for.
     """
 
     workload: str
@@ -135,3 +137,4 @@ class Measurement(Record):
     frozen: bool
     seconds: float
     warnings: tuple[str, ...] = ()
+    curvature: Curvature | None = None

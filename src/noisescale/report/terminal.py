@@ -77,6 +77,8 @@ def render_measurement(measurement: Measurement, console: Console | None = None)
     parts += [_line("Rests on ", wording.rests_on(noise)), *_warnings(measurement.warnings)]
     if noise.grad_sq is not None or noise.trace_cov is not None:
         parts.append(_line("|G|² ", _moments(noise)))
+    if measurement.curvature is not None:
+        parts.append(_line("Curvature ", wording.curvature(measurement.curvature)))
     if measurement.trajectory:
         parts += [
             "",

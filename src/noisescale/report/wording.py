@@ -12,6 +12,7 @@ from noisescale.records import (
     Advice,
     AdviceRow,
     BatchSplit,
+    Curvature,
     MemoryLimit,
     NoiseScale,
     Outcome,
@@ -361,4 +362,15 @@ def not_allowed(max_waste: float) -> str:
     return (
         f"may need more than {setting(float(max_waste))}× the fewest examples"
         " (judged at the lower end of the wider band)"
+    )
+
+
+def curvature(found: Curvature) -> str:
+    """Say how large the Hessian's largest eigenvalue was along the run."""
+    norm = "" if found.preconditioner == "none" else f" ({found.preconditioner} norm)"
+    looks = count(len(found.points), "looks")
+    return (
+        f"largest eigenvalue of the Hessian{norm}: {number(found.upper)} at its"
+        f" {found.quantile:.0%} quantile over the steps, median {number(found.median)}, at most"
+        f" {number(found.largest)} ({looks})"
     )

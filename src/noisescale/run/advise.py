@@ -30,10 +30,10 @@ from noisescale.records import (
     Target,
 )
 from noisescale.run.dry_run import check_workload
-from noisescale.run.measuring import Progress
 from noisescale.run.rate_check import check_rate
 from noisescale.run.repeated import RUNS, RepeatedRuns, measure_runs
 from noisescale.run.resolve import resolve_workload
+from noisescale.run.watching import Progress
 from noisescale.workload import Workload
 
 DEFAULT_SECONDS = 45.0

@@ -6,29 +6,34 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisescale.errors import InvalidInputError
 from noisescale.measure.arguments import SOURCES, check_choice, check_count, check_seed
 from noisescale.measure.noise_scale import NoiseMeter, measure_noise_scale
 from noisescale.measure.step_log import History
-from noisescale.records import Measurement, NoiseScale, Recipe, Target, TrajectoryRow
+from noisescale.records import (
+    Curvature,
+    Measurement,
+    NoiseScale,
+    Recipe,
+    Target,
+    TrajectoryRow,
+)
+from noisescale.run.curvature_along import CurvatureAlong
 from noisescale.run.dry_run import check_workload, fresh_model
 from noisescale.run.resolve import resolve_workload
 from noisescale.run.training import PATIENCE_NOT_FINITE, TrainingRun, train_run
+from noisescale.run.watching import NoiseWatch, Progress, Share, micro_batch_size
 from noisescale.workload import Workload
 
 SourceName = Literal["auto", "examples", "microbatches"]
 NormName = Literal["none", "adam"]
-
-Progress = Callable[[str, float | None], None]
-"""``on_progress(what, share)``: what is being done, and the share done if it is known."""
 
 DEFAULT_STEPS = 1000
 """Most steps of a measurement that names none; it also ends at the workload's target."""
@@ -38,9 +43,6 @@ DEFAULT_SECONDS = 60.0
 
 FROZEN_DRAWS = 200
 """Most draws at frozen weights unless steps are named; fewer when the data end before."""
-
-MICRO_BATCHES = 8
-"""Micro-batches of a split pass: more are noisier passes, fewer a wider interval. (assumed)"""
 
 WINDOWS = 30
 WINDOW_STEPS = 10
@@ -60,6 +62,7 @@ class MeasuredRun:
         trajectory: windows along the run, oldest first.
         warnings: what a reader must know besides, one sentence each.
         moments: of the steps that were pooled, one entry each.
+        curvature: of the same steps, where it was asked for and could be had.
     """
 
     run: TrainingRun
@@ -70,6 +73,7 @@ class MeasuredRun:
     trajectory: tuple[TrajectoryRow, ...]
     warnings: tuple[str, ...]
     moments: History
+    curvature: Curvature | None = None
 
 
 def measure_workload(
@@ -80,6 +84,7 @@ def measure_workload(
     source: SourceName = "auto",
     frozen: bool = False,
     preconditioner: NormName = "none",
+    curvature: bool = False,
     seed: int = 0,
     data: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Iterable[str] | None = None,
@@ -98,6 +103,8 @@ def measure_workload(
         frozen: hold the weights at their start instead of training.
         preconditioner: ``adam`` for norms of gradients divided as the recipe's Adam divides
             them, see :class:`~noisescale.measure.preconditioned.AdamNorm`.
+        curvature: also look at the Hessian's largest eigenvalue along the run, see
+            :class:`~noisescale.run.curvature_along.CurvatureAlong`; not at frozen weights.
         seed: of the weights and the data order.
         data: folder of the built-ins that read files.
         overrides: recipe keys to replace.
@@ -119,6 +126,10 @@ def measure_workload(
     if batch_size is not None:
         resolved = resolved.with_recipe(resolved.recipe.with_changes(batch_size=batch_size))
     _check_norm(preconditioner, resolved.recipe, frozen=frozen)
+    if curvature and frozen:
+        raise InvalidInputError(
+            "curvature at frozen weights", "it is measured along a training", "leave out one"
+        )
     check_workload(resolved, target=resolved.target)
     name = workload if isinstance(workload, str) else workload.name
     if frozen:
@@ -131,6 +142,7 @@ def measure_workload(
         max_seconds=DEFAULT_SECONDS if steps is None and seconds is None else seconds,
         source=source,
         preconditioner=preconditioner,
+        curvature=curvature,
         on_progress=on_progress,
     )
     return Measurement(
@@ -142,6 +154,7 @@ def measure_workload(
         lr=resolved.recipe.lr,
         frozen=False,
         seconds=measured.run.seconds,
+        curvature=measured.curvature,
         warnings=measured.warnings,
     )
 
@@ -174,6 +187,7 @@ def measure_run(
     max_seconds: float | None = None,
     source: SourceName = "auto",
     preconditioner: NormName = "none",
+    curvature: bool = False,
     on_progress: Progress | None = None,
 ) -> MeasuredRun:
     """Train to a goal with a meter on every step.
@@ -187,15 +201,16 @@ def measure_run(
         max_seconds: most wall time.
         source: as in :func:`measure_workload`.
         preconditioner: as in :func:`measure_workload`.
+        curvature: as in :func:`measure_workload`.
         on_progress: called as the work goes on.
 
     Raises:
         InvalidInputError: the batch is larger than the data, or the user's code raised.
     """
     recipe = recipe or workload.recipe
-    watches: list[_NoiseWatch] = []
+    watches: list[NoiseWatch] = []
 
-    def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> _NoiseWatch:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> NoiseWatch:
         meter = NoiseMeter(
             model,
             optimizer,
@@ -206,8 +221,9 @@ def measure_run(
             population_size=workload.train_size,
             preconditioner=preconditioner,
         )
-        share = _Share(max_steps, max_seconds, on_progress)
-        watches.append(_NoiseWatch(meter, workload.loss, recipe.batch_size, share))
+        share = Share(max_steps, max_seconds, on_progress)
+        looks = CurvatureAlong(workload, model, optimizer) if curvature else None
+        watches.append(NoiseWatch(meter, workload.loss, recipe.batch_size, share, looks))
         return watches[-1]
 
     run = train_run(
@@ -220,7 +236,7 @@ def measure_run(
         stop_when_diverged=False,
         watch=watch,
     )
-    return _summary(run, watches[0].meter, target)
+    return _summary(run, watches[0], target)
 
 
 def trajectory(
@@ -250,72 +266,13 @@ def trajectory(
     return tuple(rows)
 
 
-class _Share:
-    """Tells how much of a run is done: by steps or by time, whichever is further."""
-
-    def __init__(
-        self, max_steps: int, max_seconds: float | None, on_progress: Progress | None
-    ) -> None:
-        self._max_steps = max_steps
-        self._max_seconds = max_seconds
-        self._on_progress = on_progress
-        self._began = time.perf_counter()
-
-    def tell(self, step: int, loss: float) -> None:
-        if self._on_progress is None:
-            return
-        share = step / self._max_steps
-        if self._max_seconds is not None:
-            share = max(share, (time.perf_counter() - self._began) / self._max_seconds)
-        self._on_progress(f"measuring: step {step}, loss {loss:.4g}", min(1.0, share))
-
-
-class _NoiseWatch:
-    """Puts a meter on a run; for micro-batches, splits every batch by an extra pass."""
-
-    def __init__(
-        self, meter: NoiseMeter, loss: Callable[[Any, Any], Any], batch_size: int, share: _Share
-    ) -> None:
-        self.meter = meter
-        self._loss = loss
-        self._micro = micro_batch_size(meter.model, batch_size)
-        self._share = share
-
-    def __enter__(self) -> _NoiseWatch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.meter.detach()
-
-    def before_step(self, step: int, batch: Any) -> None:
-        del step
-        if self.meter.source == "microbatches":
-            self.meter.split_pass(self._loss, batch, micro_batch_size=self._micro)
-
-    def after_step(self, step: int, loss: float) -> None:
-        self._share.tell(step, loss)
-
-
-def micro_batch_size(model: nn.Module, batch_size: int) -> int:
-    """Return an eighth of the batch, rounded up.
-
-    With batch statistics no micro-batch, the last one neither, may be of a single example.
-    """
-    size = max(1, -(-batch_size // MICRO_BATCHES))
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        size = max(2, size)
-        while batch_size % size == 1 and size < batch_size:
-            size += 1
-    return size
-
-
 def _about_train_set(target: Target | None) -> bool:
     """A goal on the training loss is about the training set itself, not its distribution."""
     return target is not None and target.split == "train"
 
 
-def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> MeasuredRun:
-    history = meter.history
+def _summary(run: TrainingRun, watch: NoiseWatch, target: Target | None) -> MeasuredRun:
+    meter, history = watch.meter, watch.meter.history
     before = history.step
     goal = math.inf if run.steps_to_target is None else run.steps_to_target
     end = int((before < goal).sum())
@@ -329,6 +286,11 @@ def _summary(run: TrainingRun, meter: NoiseMeter, target: Target | None) -> Meas
         trajectory=trajectory(meter, run),
         warnings=tuple(_warnings(run, target)),
         moments=history.until(end),
+        curvature=(
+            None
+            if watch.looks is None
+            else watch.looks.summary(steps=math.ceil(min(goal, run.steps)))
+        ),
     )
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from noisescale.records import NoiseScale, Recipe, Target
-from noisescale.run.measuring import MeasuredRun, Progress, measure_run
+from noisescale.run.measuring import MeasuredRun, measure_run
+from noisescale.run.watching import Progress
 from noisescale.theory.interval import estimate_moving
 from noisescale.workload import Workload
 
