@@ -22,7 +22,9 @@ from noisescale.records.noise import (
     ParametersSeen,
     TrajectoryRow,
 )
+from noisescale.records.rate_schedule import RateSchedule, RateSegment
 from noisescale.records.recipe import Recipe
+from noisescale.records.schedule import BatchPiece, BatchSchedule, PieceRun, ScheduledStep
 from noisescale.records.serial import Record
 from noisescale.records.speed import (
     MemoryLimit,
@@ -56,6 +58,8 @@ __all__ = [
     "Advice",
     "AdviceRow",
     "Alternative",
+    "BatchPiece",
+    "BatchSchedule",
     "BatchSplit",
     "BranchPoint",
     "BranchResult",
@@ -79,14 +83,18 @@ __all__ = [
     "NoiseScale",
     "Outcome",
     "ParametersSeen",
+    "PieceRun",
     "PredictedCurve",
     "PredictedSteps",
     "RateCheck",
     "RateLaw",
+    "RateSchedule",
+    "RateSegment",
     "RateTrial",
     "Recipe",
     "Record",
     "Regimes",
+    "ScheduledStep",
     "SettingSteps",
     "SpeedCurve",
     "SpeedFailure",

@@ -1,0 +1,1 @@
+"""Batch-size and learning-rate schedules: planned as records, pure, without torch."""
