@@ -13,7 +13,13 @@ from noisescale.records.advice import (
 from noisescale.records.batch import BatchSplit
 from noisescale.records.branch import BranchPoint, BranchResult, BranchRow
 from noisescale.records.calibration import Calibration
-from noisescale.records.conversion import Alternative, Change, Conversion
+from noisescale.records.conversion import (
+    Alternative,
+    Change,
+    Conversion,
+    GroupConversion,
+    LiveConversion,
+)
 from noisescale.records.curvature import Curvature, CurvaturePoint
 from noisescale.records.noise import (
     Measurement,
@@ -76,8 +82,10 @@ __all__ = [
     "CurvaturePoint",
     "EqualBudget",
     "FitQuality",
+    "GroupConversion",
     "Interval",
     "Limits",
+    "LiveConversion",
     "Measurement",
     "MemoryLimit",
     "NoiseScale",

@@ -117,3 +117,52 @@ class Conversion(Record):
     kept: tuple[Change, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConversion(Record):
+    """One parameter group of a live optimizer.
+
+    Attributes:
+        index: of the group in ``param_groups``.
+        name: the group's own name, where it has one.
+        changes: keys of the group whose value changes, ``initial_lr`` and the like among them.
+        conversion: of the recipe that the group states; its ``lr`` is the peak of the schedule
+            where a scheduler has noted one, not the rate of the moment.
+    """
+
+    index: int
+    name: str | None
+    changes: tuple[Change, ...]
+    conversion: Conversion
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConversion(Record):
+    """A live optimizer, and its scheduler, at another batch size.
+
+    Attributes:
+        optimizer: name of its class.
+        scheduler: name of its class; None without one.
+        scheduler_per: what the scheduler counts: ``step`` or ``epoch``.
+        old_batch_size: global batch size before, in ``unit``.
+        new_batch_size: global batch size after, in ``unit``.
+        unit: what both count.
+        unchanged: whether the global batch, and so everything, is the same.
+        groups: one for each parameter group.
+        scheduler_changes: attributes of the scheduler whose value changes.
+        not_converted: what was found and left alone, by name, with what to do about it.
+        warnings: what may go wrong.
+    """
+
+    optimizer: str
+    scheduler: str | None
+    scheduler_per: str | None
+    old_batch_size: int
+    new_batch_size: int
+    unit: str
+    unchanged: bool
+    groups: tuple[GroupConversion, ...]
+    scheduler_changes: tuple[Change, ...] = ()
+    not_converted: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
