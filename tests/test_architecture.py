@@ -36,7 +36,7 @@ OUTSIDE = {
     "workload": set(),
     "theory": {"numpy", "scipy"},
     "plan": {"numpy"},
-    "formats": set(),
+    "formats": {"tomlkit", "ruamel"},
     "measure": {"numpy", "scipy", "torch"},
     "train": {"torch"},
     "run": {"numpy", "torch", "sklearn", "ray", "submitit"},
@@ -46,6 +46,7 @@ OUTSIDE = {
     "__init__": set(),
 }
 LAZY = {"scipy", "matplotlib", "jinja2", "markupsafe", "rich", "sklearn", "ray", "submitit"}
+LAZY |= {"tomlkit", "ruamel"}
 """Imported only inside functions."""
 
 FILES = sorted(SRC.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""One file per framework: its keys in the words of a recipe."""

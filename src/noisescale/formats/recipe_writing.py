@@ -1,0 +1,275 @@
+"""A converted recipe into a copy of the file it came from: comments, order and the rest stay."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from noisescale.errors import InvalidInputError
+from noisescale.formats.document import Document, Path_, parse, syntax_of
+from noisescale.formats.reading import Split
+from noisescale.formats.recipe_file import RecipeFile, read_recipe
+from noisescale.records import Recipe
+
+_TOLERANCE = 1e-12
+"""Relative (assumed): what computing a file's ratio and reading it back may change."""
+
+
+def write_recipe(
+    file: RecipeFile,
+    changed: Recipe | Mapping[str, Any],
+    path: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> RecipeFile:
+    """Write a recipe in the words of the file that another one was read from.
+
+    Only values that differ are changed, every other character stays. Keys that follow from
+    others of the file (steps from epochs) are left to it. The file appears whole or not at all.
+
+    Args:
+        file: what :func:`~noisescale.formats.recipe_file.read_recipe` returned.
+        changed: the new recipe, or its changed keys.
+        path: the new file, which ends as the old one does.
+        overwrite: replace a file that exists, also the one that was read.
+
+    Returns:
+        The new file, read back.
+
+    Raises:
+        InvalidInputError: the file exists, cannot be written, has no place for a key that
+            changes, or cannot hold the new batch size at its number of devices.
+        MissingExtraError: TOML, and tomlkit is not installed.
+    """
+    target = Path(path)
+    _check_target(file, target, overwrite=overwrite)
+    recipe = changed if isinstance(changed, Recipe) else file.recipe.with_changes(**changed)
+    text = edited(file.document, recipe_edits(file, recipe))
+    _write(file, target, file.document.to_bytes(text), recipe)
+    return _read_again(file, target)
+
+
+def recipe_edits(file: RecipeFile, recipe: Recipe) -> dict[Path_, Any]:
+    """Return what must change in a file so that it says another recipe, by place.
+
+    Args:
+        file: the file and the recipe it says.
+        recipe: the recipe it shall say.
+
+    Returns:
+        New values by place; empty where the file says the recipe already.
+
+    Raises:
+        InvalidInputError: the file has no place for a key that changes, or cannot hold the
+            batch size at its number of devices.
+    """
+    edits: dict[Path_, Any] = {}
+    for name in (field.name for field in dataclasses.fields(Recipe)):
+        new, old = getattr(recipe, name), _old(file, name)
+        if new == old or name in file.implied:
+            continue
+        if name == "batch_size" and file.split is not None:
+            edits.update(_split_edits(file, file.split, new))
+        elif name in file.places:
+            edits.update(_placed(file.places[name], old, new))
+        elif name not in file.given or new != getattr(file.recipe, name):
+            raise InvalidInputError(
+                f"{file.path}: {name}",
+                f"a {file.kind} file has no key for it",
+                f"leave {name} as it is, or set it where the training is started",
+            )
+    return edits
+
+
+def edited(document: Document, edits: Mapping[Path_, Any]) -> str:
+    """Return a document's text with new values, after making sure that nothing else changed.
+
+    Raises:
+        InvalidInputError: a value cannot be changed alone, as behind a YAML alias.
+        MissingExtraError: the library that edits this syntax is not installed.
+    """
+    text = _editor(document.syntax)(document.text, edits)
+    now = parse(text, syntax=document.syntax, path=document.path)
+    wanted = _with_edits(document.data, edits, document.syntax)
+    if now != wanted:
+        places = ", ".join(".".join(map(str, place)) for place in edits)
+        raise InvalidInputError(
+            f"{document.path}: {places}",
+            "cannot be changed without changing more (an alias or a merged key, perhaps)",
+            "write the values out in the file",
+        )
+    return text
+
+
+def _old(file: RecipeFile, name: str) -> Any:
+    """Return what the file itself says; what was only given beside it is written."""
+    return file.said.get(name) if name in file.given else getattr(file.recipe, name)
+
+
+def _placed(places: tuple[Path_, ...], old: Any, new: Any) -> dict[Path_, Any]:
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        changed = {key: new.get(key) for key in (*old, *new) if new.get(key) != old.get(key)}
+        return {(*places[0], key): value for key, value in changed.items()}
+    if isinstance(new, tuple) and len(places) == 1:
+        return {places[0]: list(new)}
+    if isinstance(new, tuple):
+        before = old or (None,) * len(new)
+        parts = zip(places, before, new, strict=True)
+        return {place: value for place, was, value in parts if value != was}
+    return dict.fromkeys(places, new)
+
+
+def _split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_, Any]:
+    """Keep the examples per device and pass where possible, and change the passes."""
+    micro, accumulation = _resplit(file, split, batch_size)
+    edits: dict[Path_, Any] = {}
+    if micro != split.micro:
+        edits[split.micro_at] = micro
+    if accumulation != split.accumulation:
+        edits[split.accumulation_at] = accumulation
+    if split.total_at is not None:
+        edits[split.total_at] = batch_size
+    return edits
+
+
+def _resplit(file: RecipeFile, split: Split, batch_size: int) -> tuple[int, int]:
+    each, rest = divmod(batch_size, split.world_size)
+    if rest or not each:
+        raise InvalidInputError(
+            f"{file.path}: batch size {batch_size} over {split.world_size} devices",
+            f"a multiple of {split.world_size} is required",
+            f"take {max(each, 1) * split.world_size} or {(each + 1) * split.world_size}",
+        )
+    # Passes of half the old size still use the device; smaller ones are for the user to choose.
+    for micro in range(min(split.micro, each), (split.micro - 1) // 2, -1):
+        if each % micro == 0:
+            return micro, each // micro
+    if each <= split.micro:
+        return each, 1
+    step = split.micro * split.world_size
+    near = max(1, round(batch_size / step)) * step
+    raise InvalidInputError(
+        f"{file.path}: batch size {batch_size}",
+        f"passes of {split.micro} on {split.world_size} devices do not divide it",
+        f"take {near}",
+    )
+
+
+def _editor(syntax: str) -> Callable[[str, Mapping[Path_, Any]], str]:
+    if syntax == "TOML":
+        from noisescale.formats.toml_text import edit_toml
+
+        return edit_toml
+    if syntax == "JSON":
+        from noisescale.formats.json_text import edit_json
+
+        return edit_json
+    from noisescale.formats.yaml_text import edit_yaml
+
+    return edit_yaml
+
+
+def _with_edits(data: Any, edits: Mapping[Path_, Any], syntax: str) -> Any:
+    """Return plain data with values set; the slow way, on a copy without shared parts."""
+    copied = _spelt_out(data)
+    for (*above, last), value in edits.items():
+        table: Any = copied
+        for key in above:
+            table = table[key] if isinstance(table, list) else table.setdefault(key, {})
+        if value is None and syntax == "TOML":
+            del table[last]
+        else:
+            table[last] = _spelt_out(value)
+    return copied
+
+
+def _spelt_out(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _spelt_out(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelt_out(item) for item in value]
+    return value
+
+
+def _check_target(file: RecipeFile, target: Path, *, overwrite: bool) -> None:
+    if target.suffix.lower() != file.path.suffix.lower() and (
+        target.suffix == "" or syntax_of(target) != file.document.syntax
+    ):
+        raise InvalidInputError(
+            f"{target}",
+            f"a copy of {file.path.name} is {file.document.syntax}",
+            f"end its name in {file.path.suffix}",
+        )
+    if target.exists() and not overwrite:
+        same = target.samefile(file.path) if file.path.exists() else False
+        raise InvalidInputError(
+            f"{target}",
+            "is the recipe that was read" if same else "exists",
+            "name a new file",
+        )
+
+
+def _write(file: RecipeFile, target: Path, content: bytes, recipe: Recipe) -> None:
+    """Write beside the target, read back and compare, then put it in its place."""
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
+        )
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _check_says(_read_again(file, draft), recipe)
+        shutil.copymode(file.path if file.path.exists() else draft, draft)
+        os.replace(draft, target)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def _unwritable(target: Path, error: OSError) -> InvalidInputError:
+    return InvalidInputError(
+        f"{target}", f"cannot be written ({error.strerror})", "name a file in another folder"
+    )
+
+
+def _read_again(file: RecipeFile, path: Path) -> RecipeFile:
+    unsaid = {key: file.given[key] for key in file.given if key not in file.places}
+    return read_recipe(
+        path,
+        kind=file.kind,
+        world_size=file.world_size,
+        dataset_size=file.dataset_size,
+        given=unsaid,
+    )
+
+
+def _check_says(copy: RecipeFile, recipe: Recipe) -> None:
+    for name in (field.name for field in dataclasses.fields(Recipe)):
+        says, meant = getattr(copy.recipe, name), getattr(recipe, name)
+        if name in copy.implied or _equal(says, meant):
+            continue
+        raise InvalidInputError(
+            f"{copy.path}: {name}",
+            f"would read {says!r} where {meant!r} is meant",
+            f"write {copy.where(name) or name} by hand",
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, int | float):
+        return abs(one - other) <= _TOLERANCE * abs(other)
+    return bool(one == other)

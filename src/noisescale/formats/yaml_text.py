@@ -1,0 +1,154 @@
+"""YAML read safely (no tags that build objects), and changed in place, comments kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from noisescale.errors import InvalidInputError, MissingExtraError
+
+_PLAIN = "tag:yaml.org,2002:"
+_TAGS = frozenset(
+    _PLAIN + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Read one YAML document into plain values.
+
+    Raises:
+        ValueError: it is no YAML; InvalidInputError where a key is given twice, or a tag would
+            build something else than plain values.
+        MissingExtraError: ruamel.yaml is not installed.
+    """
+    _checked(text)
+    return _loaded(text)
+
+
+def _reader() -> Any:
+    try:
+        from ruamel.yaml import YAML
+    except ImportError:
+        raise MissingExtraError("a YAML file", package="ruamel.yaml", extra="formats") from None
+    return YAML(typ="safe", pure=True)
+
+
+def _checked(text: str) -> Any:
+    """Return the tree of nodes after its tags have been looked at."""
+    from_node = _translated(lambda reader: reader.compose(text))
+    seen, waiting = set(), [from_node] if from_node is not None else []
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if str(node.tag) not in _TAGS and not str(node.tag).endswith(":merge"):
+            raise InvalidInputError(
+                f"line {node.start_mark.line + 1}: tag {node.tag}",
+                "only plain values are read",
+                "remove the tag",
+            )
+        if isinstance(node.value, list):
+            for item in node.value:
+                waiting.extend(item if isinstance(item, tuple) else (item,))
+    return from_node
+
+
+def _loaded(text: str) -> Any:
+    return _translated(lambda reader: reader.load(text))
+
+
+def _translated(act: Any) -> Any:
+    """Call ruamel.yaml; what it raises becomes a ValueError with the line."""
+    reader = _reader()
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        return act(reader)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        found = str(error.problem).split('"')
+        key = found[1] if len(found) > 1 else ""
+        raise InvalidInputError(f"line {line}: key {key}", "given twice", "remove one") from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem or error.context}") from None
+    except YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def edit_yaml(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
+    """Set values in a YAML text; a new key follows a plain one of its table.
+
+    Args:
+        text: a YAML mapping.
+        changes: the new value by its place.
+
+    Returns:
+        The text with these values; all else is as before, comments too.
+    """
+    for place, value in changes.items():
+        text = _set(text, _checked(text), place, value)
+    return text
+
+
+def _set(text: str, node: Any, place: tuple[str | int, ...], value: Any) -> str:
+    for depth, key in enumerate(place):
+        child = _child(node, key)
+        if child is None:
+            for missing in reversed(place[depth + 1 :]):
+                value = {missing: value}
+            return _inserted(text, node, f"{key}: {_spelt(value)}")
+        node = child
+    start, end = node.start_mark.index, node.end_mark.index
+    old = text[start:end]
+    kept = old[len(old.rstrip()) :]
+    return text[:start] + _spelt(value) + kept + text[end:]
+
+
+def _child(node: Any, key: str | int) -> Any:
+    if isinstance(node.value, str):
+        return None
+    if isinstance(key, int):
+        return node.value[key]
+    return next((item for name, item in node.value if name.value == key), None)
+
+
+def _inserted(text: str, table: Any, entry: str) -> str:
+    if table.flow_style:
+        at = table.value[-1][1].end_mark.index if table.value else table.start_mark.index + 1
+        return f"{text[:at]}{', ' if table.value else ''}{entry}{text[at:]}"
+    newline = "\r\n" if "\r\n" in text else "\n"
+    indent = " " * table.start_mark.column
+    for name, item in reversed(table.value):
+        if isinstance(item.value, str) and item.end_mark.line == name.start_mark.line:
+            at = _end_of_line(text, item.end_mark.index)
+            return f"{text[:at]}{newline}{indent}{entry}{text[at:]}"
+    at = table.value[0][0].start_mark.index
+    return f"{text[:at]}{entry}{newline}{indent}{text[at:]}"
+
+
+def _end_of_line(text: str, at: int) -> int:
+    while at < len(text) and text[at] not in "\r\n":
+        at += 1
+    return at
+
+
+def _spelt(value: Any) -> str:
+    """Write a value so that YAML 1.1 readers take it as meant, as most frameworks use one.
+
+    There ``1e-05`` is a text; with a point it is a number.
+
+    >>> _spelt([1e-05, 0.5, "a"]), _spelt({"kind": True})
+    ('[1.0e-05, 0.5, "a"]', '{"kind": true}')
+    """
+    if isinstance(value, float):
+        mantissa, e, exponent = repr(value).partition("e")
+        return mantissa + (".0" if e and "." not in mantissa else "") + e + exponent
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_spelt(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)}: {_spelt(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
