@@ -25,7 +25,10 @@ _TAKES = {
     "adam": ("betas", "eps", "weight_decay"),
     "adamw": ("betas", "eps", "weight_decay"),
 }
-_OPTIMIZER_KEYS = sorted({key for keys in _TAKES.values() for key in keys} | {"trust_coefficient"})
+_OPTIMIZER_KEYS = sorted(
+    {key for keys in _TAKES.values() for key in keys}
+    | {"trust_coefficient", "alpha"}
+)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -51,7 +54,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer not in _OPTIMIZERS:
         raise InvalidInputError(
             f"optimizer {recipe.optimizer!r}",
-            f"probes of memory and speed step with {', '.join(_OPTIMIZERS)} only",
+            f"runs and probes step with {', '.join(_OPTIMIZERS)}, runs with lars and lamb too",
             "change the recipe's optimizer for this command",
         )
     settings = optimizer_settings(recipe, takes=_TAKES[recipe.optimizer])

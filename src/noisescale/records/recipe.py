@@ -9,7 +9,7 @@ from typing import Any, Self
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records.serial import Record
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "lamb")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop", "lion")
 
 _COUNTS = (
     "batch_size",
@@ -21,7 +21,7 @@ _COUNTS = (
     "total_examples",
     "warmup_examples",
 )
-_FRACTIONS = ("momentum", "ema_decay", "batchnorm_momentum")
+_FRACTIONS = ("momentum", "alpha", "ema_decay", "batchnorm_momentum")
 _UNITS = ("examples", "sequences", "tokens")
 
 
@@ -30,14 +30,16 @@ class Recipe(Record):
     """How a model is trained.
 
     Attributes:
-        optimizer: ``sgd``, ``adam`` or ``adamw``, as torch.optim means them; ``lars`` or
-            ``lamb``, as :mod:`noisescale.train` does.
+        optimizer: ``sgd``, ``adam``, ``adamw`` or ``rmsprop``, as torch.optim means them;
+            ``lars`` or ``lamb``, as :mod:`noisescale.train` does; ``lion``, as Chen et al. 2023
+            (arXiv:2302.06675). RMSProp and Lion are converted, not trained here.
         lr: learning rate.
         batch_size: global batch size, in ``unit``.
         momentum: heavy-ball momentum per step, in [0, 1).
         dampening: torch's dampening.
         nesterov: torch's nesterov.
         betas: Adam's decay rates per step, each in [0, 1).
+        alpha: RMSProp's decay rate per step, in [0, 1).
         eps: Adam's epsilon.
         weight_decay: as the optimizer means it (coupled for sgd and adam).
         trust_coefficient: LARS's trust coefficient, the eta of its paper.
@@ -62,6 +64,7 @@ class Recipe(Record):
     dampening: float | None = None
     nesterov: bool | None = None
     betas: tuple[float, float] | None = None
+    alpha: float | None = None
     eps: float | None = None
     weight_decay: float | None = None
     trust_coefficient: float | None = None
@@ -117,7 +120,7 @@ class Recipe(Record):
     def optimizer_kind(self) -> str:
         """What the noise does to the steps depends on it.
 
-        ``sgd``, ``momentum``, ``adam`` (AdamW too), ``lars`` or ``lamb``.
+        ``sgd``, ``momentum``, ``adam`` (AdamW too), ``lars``, ``lamb``, ``rmsprop`` or ``lion``.
         """
         if self.optimizer == "sgd":
             return "momentum" if self.momentum else "sgd"

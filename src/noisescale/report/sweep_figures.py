@@ -254,6 +254,10 @@ def _mixed(share: float) -> str:
 
 
 def _temperature_name(sweep: SweepResult) -> str:
-    if sweep.optimizer in ("adam", "lamb"):
+    if sweep.optimizer in ("adam", "adamw", "lion"):
         return "rate per example: lr / sqrt(B)"
+    if sweep.optimizer in ("lars", "rmsprop"):
+        return "rate per example: lr / ((1 - m) sqrt(B))"
+    if sweep.optimizer == "lamb":
+        return "rate per example: lr sqrt((1 + beta1)/(1 - beta1)) / sqrt(B)"
     return "temperature: lr / ((1 - m) B)"

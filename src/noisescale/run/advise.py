@@ -237,7 +237,7 @@ def _check_optimizer(recipe: Recipe) -> None:
         raise InvalidInputError(
             f"optimizer {recipe.optimizer!r}",
             "how its critical batch follows from the noise scale is not known",
-            "advise on the recipe with sgd, adam or adamw; measure works with any",
+            "advise on the recipe with sgd, adam or adamw; measure works with lars and lamb too",
         )
 
 

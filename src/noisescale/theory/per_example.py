@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
 from noisescale.theory import temperature as per
+from noisescale.theory.averages import (
+    BELOW_ONE,
+    average_noise,
+    decay_of_forgetting,
+    forgetting,
+)
+from noisescale.theory.clipping import clip_at, clip_per_example
+
+SQUARE_ROOT = ("adam", "lamb", "lars", "rmsprop", "lion")
+"""Kinds of optimizer whose step is divided by a size of the batch gradient, so that the rate goes
+with the square root of the batch size while noise dominates; the others' goes in proportion.
+(paper: Malladi et al. 2022, sec. 5, for Adam and RMSProp; You et al. 2020 for LAMB; Li et al.
+2024, arXiv:2405.14578, for signs, as Lion's; derived for LARS, whose |g| falls as 1/sqrt(B))"""
+
+ADAM_BETAS = (0.9, 0.999)
+"""torch's defaults of Adam, where a recipe has none. (paper: Kingma and Ba 2015, algorithm 1)"""
+
+RMSPROP_ALPHA = 0.99
+"""torch's default of RMSProp, where a recipe has none. (assumed: torch's documentation)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerExample:
     """What of a recipe does not depend on the batch size.
 
-    Restating is exact algebra: from A to B to C is from A to C, and from A to A changes nothing.
-    Which training it preserves is another matter: plain SGD while the noise dominates and the
-    rate is far from stability's edge; momentum going down in batch size (going up, the rate
-    leaves stability); Adam while noise dominates its second moments.
+    Restating is exact algebra: from A to B to C is from A to C, and from A to A changes nothing
+    but that lengths are given in examples. Decays are floats: one that comes nearer to 1 than
+    1e-16, or nearer to 0 than 1e-308, is lost on the way.
+
+    Which training it preserves is another matter. Plain SGD: while the noise dominates and the
+    rate is far from stability's edge. Momentum (heavy ball, Nesterov, dampening): the same,
+    going down in batch size; going up, the rate leaves stability. Adam, AdamW, RMSProp: while
+    noise dominates their second moments. LAMB: the same, with few weights decayed. LARS: while
+    noise dominates the norm of each tensor's gradient and exceeds the decay. Lion: while noise
+    dominates its signs, its two betas kept per step, since the sign of an average does not
+    shrink with the average's noise.
 
     Attributes:
         recipe: the source; keys that no rule touches are taken from it.
-        tau: :func:`~noisescale.theory.temperature.temperature`, or Adam's rate per example.
-        decays: decay per example of ``momentum``, ``beta1``, ``beta2`` and ``ema_decay``, where
-            the recipe has them.
-        eps: Adam's eps in the unit of one example's gradient.
-        shrinkage: share of the weights that weight decay takes per example.
+        tau: :func:`rate_coordinate`, the rate per example.
+        decays: :func:`~noisescale.theory.averages.forgetting` per example of ``momentum``,
+            ``dampening`` (1 - d is what a gradient adds), ``beta1``, ``beta2``, ``alpha``,
+            ``ema_decay`` and ``batchnorm`` (torch's ``batchnorm_momentum`` is the new value's
+            weight p: 1 - p is kept), where the recipe has them.
+        eps: Adam's eps in the unit of one example's gradient, where the recipe has one; torch's
+            default is taken to be negligible.
+        shrinkage: share of the weights that weight decay takes per example; where the decay is
+            added to the gradient of Adam or RMSProp, times the gradient's standard deviation.
         warmup: examples of warm-up.
         total: examples in all.
         milestones: of a step schedule, in examples.
+        noise_scale: what clipping is restated with; without one the threshold is kept.
+        clip: clipping threshold in units of |G|.
     """
 
     recipe: Recipe
@@ -35,121 +69,208 @@ class PerExample:
     decays: dict[str, float]
     eps: float | None = None
     shrinkage: float | None = None
-    warmup: float | None = None
-    total: float | None = None
+    warmup: int | None = None
+    total: int | None = None
     milestones: tuple[float, ...] = ()
+    noise_scale: float | None = None
+    clip: float | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        """State a recipe per example."""
-        B, m = recipe.batch_size, recipe.momentum or 0.0
+    def of(cls, recipe: Recipe, *, noise_scale: float | None = None) -> Self:
+        """State a recipe per example.
+
+        Args:
+            recipe: at any batch size.
+            noise_scale: Bn in the recipe's unit, for ``clip_norm``.
+
+        Raises:
+            InvalidInputError: dampening of 1 or more, or a noise scale that is not positive.
+        """
+        B, eps, decay = recipe.batch_size, recipe.eps, recipe.weight_decay
+        clip = None
+        if noise_scale is not None and recipe.clip_norm is not None:
+            clip = clip_per_example(
+                clip_norm=recipe.clip_norm, batch_size=B, noise_scale=noise_scale
+            )
         return cls(
             recipe=recipe,
             tau=rate_coordinate(recipe),
-            decays={
-                name: per.decay_per_example(decay=decay, batch_size=B)
-                for name, decay in _decays(recipe).items()
-            },
-            eps=(
-                None
-                if recipe.eps is None
-                else per.adam_eps_per_example(eps=recipe.eps, batch_size=B)
-            ),
-            shrinkage=(
-                None
-                if recipe.weight_decay is None
-                else per.shrinkage_per_example(
-                    lr=recipe.lr, weight_decay=recipe.weight_decay, batch_size=B, momentum=m
-                )
-            ),
+            decays=_decays(recipe),
+            eps=None if eps is None else per.adam_eps_per_example(eps=eps, batch_size=B),
+            shrinkage=None if decay is None else decay * shrinkage_unit(recipe),
             warmup=_examples(recipe.warmup_steps, recipe.warmup_examples, B),
             total=_examples(recipe.total_steps, recipe.total_examples, B),
-            milestones=tuple(step * B for step in (recipe.schedule or {}).get("milestones") or ()),
+            milestones=_milestones(recipe),
+            noise_scale=noise_scale,
+            clip=clip,
         )
 
     def at(self, batch_size: int) -> Recipe:
-        """Restate at a batch size; only counts of whole steps or examples are rounded.
+        """Restate at a batch size; nothing is rounded.
 
         Args:
             batch_size: examples per step.
 
         Returns:
-            The recipe, warm-up and length in examples.
+            The recipe, warm-up and length in examples; milestones in steps, with a fraction
+            where they fall between two. ``evaluate_every`` is kept: it is no part of training.
         """
-        kept = {
-            name: per.decay_per_step(mu=mu, batch_size=batch_size)
-            for name, mu in self.decays.items()
-        }
-        m = kept.get("momentum", 0.0)
-        changes: dict[str, Any] = {"batch_size": batch_size, **_keys(kept)}
-        changes["lr"] = lr = rate_of(self.recipe.with_changes(**changes), self.tau)
+        new = self.recipe.with_changes(batch_size=batch_size, **_keys(self.decays, batch_size))
+        changes: dict[str, Any] = {"lr": rate_of(new, self.tau), **self._lengths(batch_size)}
         if self.eps is not None:
             changes["eps"] = per.adam_eps(per_example=self.eps, batch_size=batch_size)
-        if self.shrinkage is not None:
-            changes["weight_decay"] = per.weight_decay_of_shrinkage(
-                shrinkage=self.shrinkage, lr=lr, batch_size=batch_size, momentum=m
+        if self.clip is not None and self.noise_scale is not None:
+            changes["clip_norm"] = clip_at(
+                per_example=self.clip, batch_size=batch_size, noise_scale=self.noise_scale
             )
-        return self.recipe.with_changes(**changes, **self._lengths(batch_size))
+        new = new.with_changes(**changes)
+        if self.shrinkage is None:
+            return new
+        return new.with_changes(weight_decay=self.shrinkage / shrinkage_unit(new))
 
     def _lengths(self, batch_size: int) -> dict[str, Any]:
         changes: dict[str, Any] = {}
         for name, examples in (("warmup", self.warmup), ("total", self.total)):
             if examples is not None:
-                changes |= {f"{name}_steps": None, f"{name}_examples": max(1, round(examples))}
+                changes |= {f"{name}_steps": None, f"{name}_examples": examples}
         if self.milestones:
-            steps = [max(1, round(examples / batch_size)) for examples in self.milestones]
+            steps = [_whole(examples / batch_size) for examples in self.milestones]
             changes["schedule"] = {**(self.recipe.schedule or {}), "milestones": steps}
         return changes
-
-
-SQUARE_ROOT = ("adam", "lamb")
-"""Kinds of optimizer whose rate goes with the square root of the batch size while noise
-dominates; the others' goes in proportion. (paper: Malladi et al. 2022, sec. 5; You et al. 2020)"""
 
 
 def rate_coordinate(recipe: Recipe) -> float:
     """Return a recipe's rate per example, as its optimizer means it.
 
     Args:
-        recipe: its optimizer, rate, batch size and momentum are used.
+        recipe: its optimizer, rate, batch size and momenta are used.
+
+    Raises:
+        InvalidInputError: dampening of 1 or more.
     """
-    if recipe.optimizer_kind in SQUARE_ROOT:
-        return per.adam_temperature(lr=recipe.lr, batch_size=recipe.batch_size)
-    return per.temperature(
-        lr=recipe.lr, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0
-    )
+    kind, lr, B = recipe.optimizer_kind, recipe.lr, recipe.batch_size
+    if kind not in SQUARE_ROOT:
+        return per.temperature(lr=lr, batch_size=B, **_velocity(recipe))
+    momentum = _velocity(recipe)["momentum"]
+    return per.adam_temperature(lr=lr, batch_size=B, momentum=momentum) / _own_noise(recipe)
 
 
 def rate_of(recipe: Recipe, tau: float) -> float:
     """Return the learning rate of a rate per example: the inverse of :func:`rate_coordinate`.
 
     Args:
-        recipe: its optimizer, batch size and momentum are used, its own rate is not.
+        recipe: its optimizer, batch size and momenta are used, its own rate is not.
         tau: rate per example.
+
+    Raises:
+        InvalidInputError: dampening of 1 or more.
     """
-    if recipe.optimizer_kind in SQUARE_ROOT:
-        return per.adam_rate(tau=tau, batch_size=recipe.batch_size)
-    return per.rate_at_temperature(
-        tau=tau, batch_size=recipe.batch_size, momentum=recipe.momentum or 0.0
-    )
+    kind, B = recipe.optimizer_kind, recipe.batch_size
+    if kind not in SQUARE_ROOT:
+        return per.rate_at_temperature(tau=tau, batch_size=B, **_velocity(recipe))
+    momentum = _velocity(recipe)["momentum"]
+    return per.adam_rate(tau=tau, batch_size=B, momentum=momentum) * _own_noise(recipe)
+
+
+def shrinkage_unit(recipe: Recipe) -> float:
+    """Return the share of the weights that a weight decay of 1 takes per example.
+
+    Coupled decay is part of the gradient and goes as the rate per example does, so that the rules
+    that keep the one keep the other. Decoupled (AdamW, Lion) it is lr/B. LAMB adds it to a
+    direction whose signal grows with sqrt(B): tau/sqrt(B).
+
+    Args:
+        recipe: its optimizer, rate, batch size and momenta are used.
+
+    Raises:
+        InvalidInputError: dampening of 1 or more.
+    """
+    if recipe.optimizer in ("adamw", "lion"):
+        return per.temperature(lr=recipe.lr, batch_size=recipe.batch_size)
+    tau = rate_coordinate(recipe)
+    return tau / math.sqrt(recipe.batch_size) if recipe.optimizer == "lamb" else tau
+
+
+def kept_per_step(recipe: Recipe) -> dict[str, float]:
+    """Return what each average of a recipe keeps per step, as far as it has a half-life.
+
+    Args:
+        recipe: torch's betas and alpha stand where it has none; Lion's betas are left out
+            (:class:`PerExample` says why), and so is dampening without momentum.
+    """
+    betas, alpha = recipe.betas, recipe.alpha
+    if recipe.optimizer in ("adam", "adamw", "lamb"):
+        betas = betas or ADAM_BETAS
+    if recipe.optimizer == "rmsprop" and alpha is None:
+        alpha = RMSPROP_ALPHA
+    found = {"momentum": recipe.momentum, "alpha": alpha, "ema_decay": recipe.ema_decay}
+    if recipe.momentum:
+        found["dampening"] = recipe.dampening
+    if betas is not None and recipe.optimizer != "lion":
+        found |= {"beta1": betas[0], "beta2": betas[1]}
+    return {name: kept for name, kept in found.items() if kept is not None}
+
+
+def _velocity(recipe: Recipe) -> dict[str, float]:
+    """Momentum and dampening, of the optimizers that have them."""
+    if recipe.optimizer not in ("sgd", "lars", "rmsprop"):
+        return {"momentum": 0.0}
+    damped = recipe.optimizer == "sgd" and recipe.momentum
+    return {
+        "momentum": recipe.momentum or 0.0,
+        **({"dampening": recipe.dampening or 0.0} if damped else {}),
+    }
+
+
+def _own_noise(recipe: Recipe) -> float:
+    """LAMB divides by the norm of its own average, which keeps less noise the longer it is."""
+    if recipe.optimizer != "lamb":
+        return 1.0
+    return average_noise(beta=(recipe.betas or ADAM_BETAS)[0])
 
 
 def _decays(recipe: Recipe) -> dict[str, float]:
-    found = {"momentum": recipe.momentum, "ema_decay": recipe.ema_decay}
-    if recipe.betas is not None:
-        found |= {"beta1": recipe.betas[0], "beta2": recipe.betas[1]}
-    return {name: decay for name, decay in found.items() if decay is not None}
+    """What is forgotten per example; BatchNorm by the weight of the new value, with its digits."""
+    found = {
+        name: forgetting(decay=kept, batch_size=recipe.batch_size)
+        for name, kept in kept_per_step(recipe).items()
+    }
+    if recipe.batchnorm_momentum:
+        found["batchnorm"] = -math.log1p(-recipe.batchnorm_momentum) / recipe.batch_size
+    return found
 
 
-def _keys(kept: dict[str, float]) -> dict[str, Any]:
-    """Put Adam's two decays back into one key."""
-    keys: dict[str, Any] = {k: v for k, v in kept.items() if not k.startswith("beta")}
-    if "beta1" in kept:
-        keys["betas"] = (kept["beta1"], kept["beta2"])
+def _keys(decays: dict[str, float], batch_size: int) -> dict[str, Any]:
+    """Per-step decays under the recipe's keys, Adam's two in one."""
+    keys: dict[str, Any] = {
+        name: decay_of_forgetting(rate=rate, batch_size=batch_size)
+        for name, rate in decays.items()
+        if name != "batchnorm"
+    }
+    if "beta1" in keys:
+        keys["betas"] = (keys.pop("beta1"), keys.pop("beta2"))
+    if "batchnorm" in decays:
+        new = -math.expm1(-decays["batchnorm"] * batch_size)
+        keys["batchnorm_momentum"] = min(new, BELOW_ONE)
     return keys
 
 
-def _examples(steps: int | None, examples: int | None, batch_size: int) -> float | None:
-    if steps is not None:
-        return float(steps * batch_size)
-    return None if examples is None else float(examples)
+def _examples(steps: int | None, examples: int | None, batch_size: int) -> int | None:
+    return examples if steps is None else steps * batch_size
+
+
+def _milestones(recipe: Recipe) -> tuple[float, ...]:
+    steps = (recipe.schedule or {}).get("milestones") or ()
+    for step in steps:
+        if isinstance(step, bool) or not isinstance(step, int | float) or not step >= 0:
+            raise InvalidInputError(
+                f"milestone {step!r}", "a number of steps is required", "change the schedule"
+            )
+    return tuple(step * recipe.batch_size for step in steps)
+
+
+def _whole(steps: float) -> float:
+    """A whole number where only the last digits say otherwise."""
+    near = round(steps)
+    # (assumed: no milestone means a billionth of itself)
+    return near if abs(steps - near) <= 1e-9 * steps else steps

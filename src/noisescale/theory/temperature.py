@@ -1,7 +1,10 @@
 """Recipes stated per example: what a rate, a momentum, a decay mean whatever the batch size.
 
 With the summed gradient g_sum = B g_mean, heavy ball as torch writes it (v <- m v + g_mean,
-w <- w - lr v) moves the weights in the end by ``tau g_sum``: tau is the temperature.
+w <- w - lr v) moves the weights in the end by ``tau g_sum``: tau is the temperature. Nesterov
+(w <- w - lr (g_mean + m v)) moves them as far in the end: 1 + m (1 + m + ...) = 1/(1 - m). With
+dampening d (v <- m v + (1 - d) g_mean) they move 1 - d times as far, but for the very first
+gradient, which torch does not dampen.
 """
 
 from __future__ import annotations
@@ -9,15 +12,43 @@ from __future__ import annotations
 import math
 
 from noisescale.errors import InvalidInputError
+from noisescale.theory.ranges import fraction, positive
 
 
-def temperature(*, lr: float, batch_size: float, momentum: float = 0.0) -> float:
-    """Displacement that one example's gradient causes in the end: tau = lr / ((1 - m) B).
+def displacement(*, momentum: float = 0.0, dampening: float = 0.0) -> float:
+    """How far a velocity carries one gradient in the end, over a step without one.
+
+    (1 - d)/(1 - m), heavy ball and Nesterov alike; 1 without momentum, where torch ignores d.
+
+    Args:
+        momentum: m per step, in [0, 1).
+        dampening: d, in [0, 1).
+
+    Returns:
+        The factor on the learning rate.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+
+    Source: sum of the geometric series of v <- m v + (1 - d) g.
+
+    >>> displacement(momentum=0.75), displacement(momentum=0.75, dampening=0.75)
+    (4.0, 1.0)
+    """
+    taken, lost = 1 - fraction("dampening", dampening), 1 - fraction("momentum", momentum)
+    return taken / lost if momentum else 1.0
+
+
+def temperature(
+    *, lr: float, batch_size: float, momentum: float = 0.0, dampening: float = 0.0
+) -> float:
+    """Displacement that one example's gradient causes in the end: lr (1 - d)/((1 - m) B).
 
     Args:
         lr: learning rate of SGD on the mean gradient; positive.
         batch_size: B, examples per step; positive.
-        momentum: m per step, in [0, 1).
+        momentum: m per step, in [0, 1); heavy ball or Nesterov.
+        dampening: d, in [0, 1).
 
     Returns:
         tau, in rates per example.
@@ -31,17 +62,20 @@ def temperature(*, lr: float, batch_size: float, momentum: float = 0.0) -> float
     >>> temperature(lr=0.5, batch_size=10, momentum=0.5)
     0.1
     """
-    _positive("lr", lr)
-    return lr / (1 - _fraction("momentum", momentum)) / _positive("batch_size", batch_size)
+    gain = displacement(momentum=momentum, dampening=dampening)
+    return positive("lr", lr) * gain / positive("batch_size", batch_size)
 
 
-def rate_at_temperature(*, tau: float, batch_size: float, momentum: float = 0.0) -> float:
-    """Learning rate of a temperature: lr = tau (1 - m) B, the inverse of :func:`temperature`.
+def rate_at_temperature(
+    *, tau: float, batch_size: float, momentum: float = 0.0, dampening: float = 0.0
+) -> float:
+    """Learning rate of a temperature: tau B (1 - m)/(1 - d), inverse of :func:`temperature`.
 
     Args:
         tau: rates per example; positive.
         batch_size: B, examples per step; positive.
         momentum: m per step at this batch size, in [0, 1).
+        dampening: d, in [0, 1).
 
     Returns:
         The learning rate on the mean gradient.
@@ -54,8 +88,8 @@ def rate_at_temperature(*, tau: float, batch_size: float, momentum: float = 0.0)
     >>> round(rate_at_temperature(tau=0.1, batch_size=20, momentum=0.9), 12)
     0.2
     """
-    _positive("tau", tau)
-    return tau * (1 - _fraction("momentum", momentum)) * _positive("batch_size", batch_size)
+    gain = displacement(momentum=momentum, dampening=dampening)
+    return positive("tau", tau) * positive("batch_size", batch_size) / gain
 
 
 def decay_per_example(*, decay: float, batch_size: float) -> float:
@@ -76,8 +110,8 @@ def decay_per_example(*, decay: float, batch_size: float) -> float:
     >>> decay_per_example(decay=0.25, batch_size=2)
     0.5
     """
-    _positive("batch_size", batch_size)
-    kept = _fraction("decay", decay)
+    positive("batch_size", batch_size)
+    kept = fraction("decay", decay)
     return -math.expm1(math.log(kept) / batch_size) if kept else 1.0
 
 
@@ -99,7 +133,7 @@ def decay_per_step(*, mu: float, batch_size: float) -> float:
     >>> decay_per_step(mu=0.5, batch_size=2)
     0.25
     """
-    _positive("batch_size", batch_size)
+    positive("batch_size", batch_size)
     if not 0 < mu <= 1:
         raise InvalidInputError(f"mu {mu:g}", "a decay per example in (0, 1] is required", "change")
     return math.exp(batch_size * math.log1p(-mu)) if mu < 1 else 0.0
@@ -123,8 +157,8 @@ def half_life(*, decay: float, batch_size: float) -> float:
     >>> half_life(decay=0.5, batch_size=32)
     32.0
     """
-    _positive("batch_size", batch_size)
-    if not _fraction("decay", decay):
+    positive("batch_size", batch_size)
+    if not fraction("decay", decay):
         raise InvalidInputError("decay 0", "something must be kept per step", "give above 0")
     return batch_size * math.log(0.5) / math.log(decay)
 
@@ -147,55 +181,61 @@ def decay_of_half_life(*, examples: float, batch_size: float) -> float:
     >>> decay_of_half_life(examples=32, batch_size=64)
     0.25
     """
-    _positive("batch_size", batch_size)
-    return float(2.0 ** (-batch_size / _positive("examples", examples)))
+    positive("batch_size", batch_size)
+    return float(2.0 ** (-batch_size / positive("examples", examples)))
 
 
-def adam_temperature(*, lr: float, batch_size: float) -> float:
-    """Adam's rate per example's standard deviation: lr / sqrt(B).
+def adam_temperature(*, lr: float, batch_size: float, momentum: float = 0.0) -> float:
+    """Rate of a normalised step per example's standard deviation: lr / ((1 - m) sqrt(B)).
 
     Where noise dominates, sqrt(v) is s / sqrt(B) with s the standard deviation of one example's
-    gradient: a step of lr g_mean / sqrt(v) is (lr / sqrt(B)) g_sum / s.
+    gradient: a step of lr g_mean / sqrt(v) is (lr / sqrt(B)) g_sum / s. Adam averages with
+    weights that sum to 1 (m = 0 here); RMSProp, and LARS with |g| in place of sqrt(v), may have
+    a velocity behind.
 
     Args:
-        lr: Adam's learning rate; positive.
+        lr: learning rate; positive.
         batch_size: B, examples per step; positive.
+        momentum: m of a velocity of normalised gradients, in [0, 1).
 
     Returns:
         The rate per example. It describes the training only while noise dominates v.
 
     Raises:
-        InvalidInputError: a value is not positive.
+        InvalidInputError: a value is out of its range.
 
     Source: Malladi et al. 2022 (arXiv:2205.10287), sec. 5 (square-root rule).
 
     >>> adam_temperature(lr=0.004, batch_size=16)
     0.001
     """
-    return _positive("lr", lr) / math.sqrt(_positive("batch_size", batch_size))
+    gain = displacement(momentum=momentum)
+    return positive("lr", lr) * gain / math.sqrt(positive("batch_size", batch_size))
 
 
-def adam_rate(*, tau: float, batch_size: float) -> float:
-    """Adam's learning rate of a rate per example: tau sqrt(B).
+def adam_rate(*, tau: float, batch_size: float, momentum: float = 0.0) -> float:
+    """Learning rate of a normalised rate per example: tau (1 - m) sqrt(B).
 
     The inverse of :func:`adam_temperature`.
 
     Args:
         tau: rate per example; positive.
         batch_size: B, examples per step; positive.
+        momentum: m per step at this batch size, in [0, 1).
 
     Returns:
-        Adam's learning rate.
+        The learning rate.
 
     Raises:
-        InvalidInputError: a value is not positive.
+        InvalidInputError: a value is out of its range.
 
     Source: as :func:`adam_temperature`.
 
     >>> adam_rate(tau=0.001, batch_size=16)
     0.004
     """
-    return _positive("tau", tau) * math.sqrt(_positive("batch_size", batch_size))
+    gain = displacement(momentum=momentum)
+    return positive("tau", tau) * math.sqrt(positive("batch_size", batch_size)) / gain
 
 
 def adam_eps_per_example(*, eps: float, batch_size: float) -> float:
@@ -216,7 +256,7 @@ def adam_eps_per_example(*, eps: float, batch_size: float) -> float:
     >>> adam_eps_per_example(eps=1e-8, batch_size=4)
     2e-08
     """
-    return eps * math.sqrt(_positive("batch_size", batch_size))
+    return eps * math.sqrt(positive("batch_size", batch_size))
 
 
 def adam_eps(*, per_example: float, batch_size: float) -> float:
@@ -237,19 +277,25 @@ def adam_eps(*, per_example: float, batch_size: float) -> float:
     >>> adam_eps(per_example=2e-8, batch_size=4)
     1e-08
     """
-    return per_example / math.sqrt(_positive("batch_size", batch_size))
+    return per_example / math.sqrt(positive("batch_size", batch_size))
 
 
 def shrinkage_per_example(
-    *, lr: float, weight_decay: float, batch_size: float, momentum: float = 0.0
+    *,
+    lr: float,
+    weight_decay: float,
+    batch_size: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
 ) -> float:
-    """Share of the weights that weight decay takes per example: lr wd / ((1 - m) B).
+    """Share of the weights that weight decay takes per example: wd lr (1 - d)/((1 - m) B).
 
     Args:
         lr: learning rate.
         weight_decay: coupled (SGD) or decoupled (AdamW, with ``momentum=0``), as torch has it.
         batch_size: B, examples per step.
         momentum: m per step, in [0, 1).
+        dampening: d, in [0, 1).
 
     Returns:
         The share per example; weights without gradients halve in ln 2 over this many examples.
@@ -262,11 +308,18 @@ def shrinkage_per_example(
     >>> shrinkage_per_example(lr=0.1, weight_decay=0.01, batch_size=10)
     0.0001
     """
-    return weight_decay * temperature(lr=lr, batch_size=batch_size, momentum=momentum)
+    return weight_decay * temperature(
+        lr=lr, batch_size=batch_size, momentum=momentum, dampening=dampening
+    )
 
 
 def weight_decay_of_shrinkage(
-    *, shrinkage: float, lr: float, batch_size: float, momentum: float = 0.0
+    *,
+    shrinkage: float,
+    lr: float,
+    batch_size: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
 ) -> float:
     """Weight decay of a shrinkage per example: the inverse of :func:`shrinkage_per_example`.
 
@@ -275,6 +328,7 @@ def weight_decay_of_shrinkage(
         lr: learning rate at this batch size.
         batch_size: B, examples per step.
         momentum: m per step at this batch size, in [0, 1).
+        dampening: d, in [0, 1).
 
     Returns:
         torch's weight_decay.
@@ -287,18 +341,6 @@ def weight_decay_of_shrinkage(
     >>> round(weight_decay_of_shrinkage(shrinkage=1e-4, lr=0.1, batch_size=10), 12)
     0.01
     """
-    return shrinkage / temperature(lr=lr, batch_size=batch_size, momentum=momentum)
-
-
-def _positive(name: str, value: float) -> float:
-    if not (value > 0 and math.isfinite(value)):
-        raise InvalidInputError(
-            f"{name} {value:g}", "a positive finite number is required", f"check {name}"
-        )
-    return value
-
-
-def _fraction(name: str, value: float) -> float:
-    if not 0 <= value < 1:
-        raise InvalidInputError(f"{name} {value:g}", "a number in [0, 1) is required", "change it")
-    return value
+    return shrinkage / temperature(
+        lr=lr, batch_size=batch_size, momentum=momentum, dampening=dampening
+    )

@@ -6,6 +6,7 @@ import math
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
+from noisescale.theory.per_example import ADAM_BETAS
 
 
 def largest_stable_rate(
@@ -110,10 +111,6 @@ def rate_limit(recipe: Recipe, curvature: float) -> float | None:
         beta1 = ADAM_BETAS[0] if recipe.betas is None else recipe.betas[0]
         return adam_largest_stable_rate(curvature=curvature, beta1=beta1)
     return None
-
-
-ADAM_BETAS = (0.9, 0.999)
-"""torch's defaults of Adam, where a recipe has none. (paper: Kingma and Ba 2015, algorithm 1)"""
 
 
 def curvature_at(recipe: Recipe, curvature: float, noise_scale: float | None, new: int) -> float:
