@@ -16,6 +16,7 @@ import click
 from noisescale import __version__
 from noisescale.cli.arguments import COUNT, SECONDS, SHARE, Counts, Number, workload_options
 from noisescale.cli.branch import branch
+from noisescale.cli.convert import convert
 from noisescale.cli.output import show, working
 from noisescale.cli.sweep import report, sweep
 from noisescale.errors import InvalidInputError, NoisescaleError, nearest
@@ -226,6 +227,9 @@ def split(as_json: bool, **sizes: Any) -> None:
     from noisescale.plan.split import split_batch
 
     show(split_batch(**sizes), "render_split", as_json=as_json)
+
+
+cli.add_command(convert)
 
 
 @cli.command(short_help="Fit the steps law to a CSV file or a store of tuned runs.")

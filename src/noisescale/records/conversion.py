@@ -21,7 +21,8 @@ class Change(Record):
         source: paper and section, or ``arithmetic``.
         validity: where the rule holds.
         why: one sentence.
-        status: ``paper``, ``measured`` or ``assumed``: how sure the rule is.
+        status: how sure the rule is: ``paper``, ``measured``, ``assumed``, or ``given``.
+        key: what the file that the recipe was read from calls it, where that is another name.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Change(Record):
     validity: str
     why: str
     status: str = "paper"
+    key: str | None = None
 
     def __post_init__(self) -> None:
         # JSON has no tuples: betas read back would not equal what was written.

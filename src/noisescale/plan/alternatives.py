@@ -1,0 +1,86 @@
+"""What other rules say of the same conversion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from noisescale.errors import InvalidInputError
+from noisescale.plan.restated import Restatement, restate
+from noisescale.records import Alternative, Recipe
+from noisescale.theory.scaling import Facts, Rule, rules_for
+
+_CLOSE = 1e-12
+"""Relative: rules that say the same by another formula differ by rounding. (assumed)"""
+
+
+def alternatives(
+    recipe: Recipe, chosen: Restatement, facts: Facts, best: Rule
+) -> tuple[Alternative, ...]:
+    """Say what the other rules for this optimizer would do.
+
+    Args:
+        recipe: at the old batch size.
+        chosen: by the rule that was used.
+        facts: what is known of the training.
+        best: the recommended rule, which comes first where another was asked for.
+
+    Returns:
+        Rules that say something else, or that could say it if more were known.
+    """
+    others = [rule for rule in rules_for(recipe.optimizer_kind) if rule.name != chosen.rule.name]
+    others.sort(key=lambda rule: rule.name != best.name)
+    found = (_alternative(rule, recipe, chosen, facts) for rule in others)
+    return tuple(one for one in found if one is not None)
+
+
+def conditions(rule: Rule) -> dict[str, str]:
+    """Return what a conversion says of its rule."""
+    return {
+        "source": rule.source,
+        "status": rule.status,
+        "assumption": rule.assumption,
+        "validity": rule.validity,
+        "preserves": rule.preserves,
+    }
+
+
+def _alternative(
+    rule: Rule, recipe: Recipe, chosen: Restatement, facts: Facts
+) -> Alternative | None:
+    needs = tuple(name for name in rule.needs if getattr(facts, name) is None)
+    values: dict[str, Any] = {}
+    when = f"keeps {rule.preserves}; assumes that {rule.assumption}"
+    if not needs:
+        try:
+            scaled = rule.scale(recipe, chosen.recipe.batch_size, facts)
+            other = restate(recipe, rule, scaled, facts)
+        except InvalidInputError as error:
+            when = f"has no answer here: {error.value}: {error.requirement}"
+        else:
+            values = _differing(chosen.recipe, other.recipe)
+            if not values:
+                return None
+    return Alternative(
+        rule=rule.name,
+        values=values,
+        source=rule.source,
+        status=rule.status,
+        validity=rule.validity,
+        when=when,
+        needs=needs,
+    )
+
+
+def _differing(one: Recipe, other: Recipe) -> dict[str, Any]:
+    pairs = {name: (getattr(one, name), value) for name, value in vars(other).items()}
+    return {name: new for name, (old, new) in pairs.items() if not alike(old, new)}
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values of a recipe are the same but for rounding."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=_CLOSE)
+    return bool(one == other)

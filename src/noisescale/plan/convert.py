@@ -1,0 +1,160 @@
+"""A whole recipe at another batch size: the optimizer's rule first, then what goes with it."""
+
+from __future__ import annotations
+
+from noisescale.plan.alternatives import alternatives, conditions
+from noisescale.plan.batch_units import in_unit_of, noise_scale_of
+from noisescale.plan.contradictions import refuse_contradictions
+from noisescale.plan.restated import Restatement, restate
+from noisescale.records import Conversion, NoiseScale, Recipe
+from noisescale.theory.scaling import (
+    Facts,
+    Rule,
+    named,
+    recommended,
+    scale_or_fall_back,
+    why_recommended,
+)
+
+LARGEST_CHECKED = 32
+"""Largest factor, up or down, over which our own conversions were checked. (measured)"""
+
+SAME = "Nothing changes: the global batch is the same"
+
+
+def convert(
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    rule: str | None = None,
+    noise_scale: float | NoiseScale | None = None,
+    curvature: float | None = None,
+    unit: str | None = None,
+    where: str = "recipe",
+) -> Conversion:
+    """Restate a recipe at another global batch size.
+
+    The rate and the optimizer's averages follow a rule of
+    :mod:`noisescale.theory.scaling`; weight decay, averages of the weights, clipping, warm-up,
+    length, schedule and cadence follow their own.
+
+    Args:
+        recipe: at the old batch size.
+        batch_size: the new global batch size: per optimizer step, over all devices and passes.
+        rule: name of the rule for the rate; the recommended one by default.
+        noise_scale: B_n, the online B_simple of the training at the old batch size, in the
+            recipe's unit; or the record of a measurement, in its own.
+        curvature: upper quantile along the run of the largest eigenvalue of the Hessian (for
+            Adam: of the preconditioned one); caps the rate at stability.
+        unit: what ``batch_size`` counts; the recipe's unit by default.
+        where: how the recipe is called in errors: the name of its file.
+
+    Returns:
+        The new recipe, each change with rule, source and reason, what other rules say, and
+        warnings. The same recipe where the global batch is the same.
+
+    Raises:
+        InvalidInputError: the batch size cannot be used or is larger than the data, keys of the
+            recipe contradict each other, there is no such rule, it is not for this optimizer,
+            lacks a fact, or has no answer here.
+
+    >>> old = Recipe(lr=0.1, momentum=0.9, batch_size=256, total_steps=9000)
+    >>> new = convert(old, batch_size=1024)
+    >>> new.rule, new.recipe.lr, new.recipe.momentum, new.recipe.total_steps
+    ('keep-momentum', 0.4, 0.9, 2250)
+    >>> convert(old, batch_size=256).summary
+    'Nothing changes: the global batch is the same (256 examples)'
+    """
+    refuse_contradictions(recipe, where)
+    size = in_unit_of(recipe, batch_size, unit, where)
+    facts = Facts(noise_scale=noise_scale_of(noise_scale, recipe, where), curvature=curvature)
+    asked = None if rule is None else named(rule, recipe.optimizer_kind)
+    if size == recipe.batch_size:
+        return _same(recipe)
+    best = recommended(recipe, size, facts)
+    restated = _restated(recipe, size, facts, asked, best)
+    return Conversion(
+        recipe=restated.recipe,
+        original=recipe,
+        old_batch_size=recipe.batch_size,
+        new_batch_size=size,
+        unit=recipe.unit,
+        unchanged=False,
+        summary=_summary(recipe, restated),
+        rule=restated.rule.name,
+        recommended=best.name,
+        why=_why(recipe, size, facts, asked, best),
+        alternatives=alternatives(recipe, restated, facts, best),
+        changes=restated.changes,
+        kept=restated.kept,
+        warnings=_warnings(recipe, size, restated, best),
+        **conditions(restated.rule),
+    )
+
+
+def _restated(
+    recipe: Recipe, size: int, facts: Facts, asked: Rule | None, best: Rule
+) -> Restatement:
+    if asked is not None:
+        return restate(recipe, asked, asked.scale(recipe, size, facts), facts)
+    rule, scaled = scale_or_fall_back(best.name, recipe, size, facts)
+    return restate(recipe, rule, scaled, facts)
+
+
+def _same(recipe: Recipe) -> Conversion:
+    return Conversion(
+        recipe=recipe,
+        original=recipe,
+        old_batch_size=recipe.batch_size,
+        new_batch_size=recipe.batch_size,
+        unit=recipe.unit,
+        unchanged=True,
+        summary=f"{SAME} ({recipe.batch_size:,} {recipe.unit})",
+        warnings=_warnings_of_the_same(recipe),
+    )
+
+
+def _warnings_of_the_same(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.batchnorm_momentum is None:
+        return ()
+    return (
+        "BatchNorm normalises what one device holds in one pass: if that part of the global batch"
+        " changes, so does the training",
+    )
+
+
+def _summary(recipe: Recipe, restated: Restatement) -> str:
+    old, new = recipe.batch_size, restated.recipe.batch_size
+    turn = "grows" if new > old else "shrinks"
+    return (
+        f"The global batch {turn} from {old:,} to {new:,} {recipe.unit}"
+        f" ({_times(old, new)}); the rate goes from {recipe.lr:.6g} to {restated.recipe.lr:.6g}"
+        if restated.recipe.lr != recipe.lr
+        else f"The global batch {turn} from {old:,} to {new:,} {recipe.unit} ({_times(old, new)});"
+        f" the rate stays {recipe.lr:.6g}"
+    )
+
+
+def _times(old: int, new: int) -> str:
+    return f"x{new / old:.4g}" if new > old else f"1/{old / new:.4g}"
+
+
+def _why(recipe: Recipe, size: int, facts: Facts, asked: Rule | None, best: Rule) -> str:
+    reason = why_recommended(recipe, size, facts)
+    if asked is None:
+        return f"{best.name} is recommended here: {reason}"
+    if asked.name == best.name:
+        return f"{asked.name} was asked for, and is recommended here: {reason}"
+    return f"{asked.name} was asked for; {best.name} is recommended here: {reason}"
+
+
+def _warnings(recipe: Recipe, size: int, restated: Restatement, best: Rule) -> tuple[str, ...]:
+    found = list(restated.warnings)
+    del best
+    factor = max(size / recipe.batch_size, recipe.batch_size / size)
+    if factor > LARGEST_CHECKED:
+        found.append(
+            f"a factor of {factor:.4g} is more than the {LARGEST_CHECKED} over which our own"
+            " conversions were checked: check the rate by short runs at a third and three times it"
+        )
+    return tuple(dict.fromkeys(found))

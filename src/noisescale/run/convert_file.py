@@ -1,0 +1,161 @@
+"""The function behind ``noisescale convert``: a recipe file to a conversion, and to a new file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+from noisescale.errors import InvalidInputError
+from noisescale.formats.recipe_file import RecipeFile, read_recipe
+from noisescale.formats.recipe_writing import write_recipe
+from noisescale.plan.convert import convert
+from noisescale.records import Change, Conversion
+from noisescale.run.overrides import parse_overrides, recipe_changes
+
+
+def convert_file(
+    path: str | PathLike[str],
+    *,
+    batch_size: int,
+    rule: str | None = None,
+    noise_scale: float | None = None,
+    curvature: float | None = None,
+    unit: str | None = None,
+    replicas: int | None = None,
+    old_batch_size: int | None = None,
+    dataset_size: int | None = None,
+    overrides: Iterable[str] = (),
+    target: str | PathLike[str] | None = None,
+) -> Conversion:
+    """Restate the recipe of a file at another global batch size.
+
+    Args:
+        path: a TOML, YAML or JSON file: our own flat keys, or a configuration of Transformers,
+            DeepSpeed, Lightning or timm.
+        batch_size: see :func:`noisescale.plan.convert.convert`, as the next four are.
+        rule: name of the rule for the rate.
+        noise_scale: at the old batch size, in the recipe's unit.
+        curvature: largest along the run.
+        unit: what ``batch_size`` counts.
+        replicas: devices that train together, where the file does not say it.
+        old_batch_size: global batch size of the run, where the file does not say it.
+        dataset_size: training examples, where the file does not say it.
+        overrides: ``key=value`` texts that change the recipe first.
+        target: a new file, a copy of the old one with the new values.
+
+    Returns:
+        The conversion; each change knows the file's own key.
+
+    Raises:
+        InvalidInputError: the file cannot be read, says a rate that its own framework scales
+            already, does not say its global batch; what ``convert`` refuses; or the new file
+            cannot be written.
+        MissingExtraError: a library that reads or writes this kind of file is not installed.
+    """
+    given = recipe_changes(parse_overrides(overrides))
+    file = _read(path, replicas, old_batch_size, dataset_size, given)
+    done = convert(
+        file.recipe,
+        batch_size=batch_size,
+        rule=rule,
+        noise_scale=noise_scale,
+        curvature=curvature,
+        unit=unit,
+        where=str(file.path),
+    )
+    if not done.unchanged:
+        _refuse_scaling_twice(file)
+    done = _in_the_words_of(file, done)
+    if target is not None:
+        write_recipe(file, done.recipe, target)
+    return done
+
+
+def _read(
+    path: str | PathLike[str],
+    replicas: int | None,
+    old_batch_size: int | None,
+    dataset_size: int | None,
+    given: dict[str, Any],
+) -> RecipeFile:
+    """Read a file and find out its global batch, or refuse."""
+    if old_batch_size is not None:
+        stated = given.setdefault("batch_size", old_batch_size)
+        if stated != old_batch_size:
+            raise InvalidInputError(
+                f"--old-batch-size {old_batch_size} and --set batch_size={stated}",
+                "they contradict each other",
+                "give one of them",
+            )
+    file = read_recipe(path, world_size=replicas, dataset_size=dataset_size, given=given)
+    if file.split is None:
+        _refuse_another_batch_size(file, old_batch_size)
+        return file
+    if file.world_size is None and old_batch_size is None:
+        micro, passes = file.split.micro, file.split.accumulation
+        raise InvalidInputError(
+            f"{file.path}: the number of devices",
+            f"it is not said, and the global batch is {micro} x {passes} x devices",
+            "give --replicas N or --old-batch-size N",
+        )
+    if old_batch_size is None:
+        return file
+    devices = _devices(file, old_batch_size)
+    return read_recipe(path, world_size=devices, dataset_size=dataset_size, given=given)
+
+
+def _refuse_another_batch_size(file: RecipeFile, old_batch_size: int | None) -> None:
+    said = file.said.get("batch_size")
+    if old_batch_size is not None and said is not None and said != old_batch_size:
+        raise InvalidInputError(
+            f"--old-batch-size {old_batch_size}",
+            f"contradicts {file.where('batch_size')} {said} in {file.path}",
+            "give one of them",
+        )
+
+
+def _devices(file: RecipeFile, old_batch_size: int) -> int:
+    """Return the devices that make a global batch of the file's micro-batches."""
+    assert file.split is not None
+    each = file.split.micro * file.split.accumulation
+    devices, rest = divmod(old_batch_size, each)
+    if rest or (file.world_size is not None and devices != file.world_size):
+        total = each * (file.world_size or 1)
+        stated = f"{file.split.micro} x {file.split.accumulation} x {file.world_size or 'devices'}"
+        raise InvalidInputError(
+            f"--old-batch-size {old_batch_size}",
+            f"contradicts {stated} (micro x accumulation x devices) of {file.path}",
+            f"give {total}" if file.world_size else f"give a multiple of {each}",
+        )
+    return devices
+
+
+def _refuse_scaling_twice(file: RecipeFile) -> None:
+    if file.already_scaled is not None:
+        raise InvalidInputError(
+            f"{file.path}: {file.already_scaled.rstrip('.')}",
+            "a rate that is scaled already is not scaled again",
+            "change the batch size there and let it scale, or remove that key and write the rate"
+            " that it comes to",
+        )
+
+
+def _in_the_words_of(file: RecipeFile, done: Conversion) -> Conversion:
+    """Name the file's own keys, and tell what its reader assumed."""
+
+    def named(rows: tuple[Change, ...]) -> tuple[Change, ...]:
+        return tuple(dataclasses.replace(row, key=_key(file, row.name)) for row in rows)
+
+    return dataclasses.replace(
+        done,
+        changes=named(done.changes),
+        kept=named(done.kept),
+        warnings=(*done.warnings, *file.notes),
+    )
+
+
+def _key(file: RecipeFile, name: str) -> str | None:
+    key = file.where(name)
+    return None if key == name else key
