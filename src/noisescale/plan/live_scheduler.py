@@ -118,7 +118,7 @@ def scheduler_edits(
 
 def _rates(found: SchedulerEdits, scheduler: Any, restated: Restated, name: str) -> None:
     """Scale the rates that the scheduler keeps for itself."""
-    for key in ("base_lrs", "_last_lr"):
+    for key in ("base_lrs", "max_lrs", "min_lrs", "_last_lr"):
         rates = getattr(scheduler, key, None)
         if isinstance(rates, list) and len(rates) == len(restated.factors):
             new = [rate * f for rate, f in zip(rates, restated.factors, strict=True)]
