@@ -31,6 +31,7 @@ from noisescale.records.noise import (
 from noisescale.records.rate_schedule import RateSchedule, RateSegment
 from noisescale.records.recipe import Recipe
 from noisescale.records.schedule import BatchPiece, BatchSchedule, PieceRun, ScheduledStep
+from noisescale.records.schedule_plan import SchedulePlan, ScheduleRow
 from noisescale.records.serial import Record
 from noisescale.records.speed import (
     MemoryLimit,
@@ -102,6 +103,8 @@ __all__ = [
     "Recipe",
     "Record",
     "Regimes",
+    "SchedulePlan",
+    "ScheduleRow",
     "ScheduledStep",
     "SettingSteps",
     "SpeedCurve",

@@ -149,13 +149,40 @@ def restate(value: int, old: str, new: str, *, sequence_length: int | None) -> i
     return value * sequence_length if new == "tokens" else value // sequence_length
 
 
+def in_unit(
+    schedule: BatchSchedule, unit: str, *, sequence_length: int | None = None
+) -> BatchSchedule:
+    """Restate a schedule of batch sizes in another unit.
+
+    Args:
+        schedule: without rates, which belong to a unit of their own.
+        unit: what positions and sizes shall count.
+        sequence_length: tokens per sequence, where one of both is tokens.
+
+    Raises:
+        InvalidInputError: ``sequence_length`` is needed, or a size is no whole sequences.
+
+    >>> in_unit(parse_schedule("0:8", unit="sequences"), "tokens", sequence_length=64).pieces
+    (BatchPiece(start=0, batch_size=512),)
+    """
+    require_unit(unit)
+    pieces = [
+        BatchPiece(
+            start=restate(piece.start, schedule.unit, unit, sequence_length=sequence_length),
+            batch_size=_exactly(piece.batch_size, schedule.unit, unit, sequence_length),
+        )
+        for piece in schedule.pieces
+    ]
+    return BatchSchedule(pieces=tuple(pieces), unit=unit, total=None)
+
+
 def _exactly(value: int, old: str, new: str, sequence_length: int | None) -> int:
     found = restate(value, old, new, sequence_length=sequence_length)
     if restate(found, new, old, sequence_length=sequence_length) != value:
         raise InvalidInputError(
-            f"threshold of {value} {old}",
+            f"{value} {old}",
             f"no whole number of sequences of {sequence_length} tokens",
-            f"write thresholds in {old}",
+            f"change it or state all in {old}",
         )
     return found
 

@@ -1,0 +1,95 @@
+"""What a reader of a planned schedule must know besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from noisescale.plan.schedule.limits import Limit
+from noisescale.records import BatchSchedule, Recipe, ScheduleRow
+
+
+def warnings_of(
+    schedule: BatchSchedule, recipe: Recipe, rows: tuple[ScheduleRow, ...], limit: Limit
+) -> tuple[str, ...]:
+    """Say what changes with the batch size although nobody asked for it.
+
+    Args:
+        schedule: the plan.
+        recipe: the training as it was.
+        rows: the plan row by row.
+        limit: of the growth.
+    """
+    largest = max(row.batch_size for row in rows)
+    found = [*limit.notes, *_limited(rows, limit, recipe.unit), *_leapt(schedule)]
+    if largest != recipe.batch_size or len(schedule.pieces) > 1:
+        found += [*_rate(schedule), *_averages(schedule, recipe, largest), *_few(rows, recipe)]
+    return tuple(found)
+
+
+def _limited(rows: tuple[ScheduleRow, ...], limit: Limit, unit: str) -> Iterator[str]:
+    reached = [row for row in rows if limit.size is not None and row.batch_size == limit.size]
+    if reached and min(row.lr_last for row in reached) < 0.999 * reached[0].lr_first:
+        yield (
+            f"the batch reaches its limit of {limit.size:,} ({limit.source}) at"
+            f" {reached[0].start:,} {unit}: from there the rate decays"
+        )
+
+
+def _leapt(schedule: BatchSchedule) -> Iterator[str]:
+    end = schedule.total or 0
+    begun = [run.position for run in schedule.runs()]
+    stops = [*(piece.start for piece in schedule.pieces[1:]), end]
+    for piece, stop in zip(schedule.pieces, stops, strict=True):
+        if piece.start < end and not any(piece.start <= at < stop for at in begun):
+            yield (
+                f"the size {piece.batch_size:,} from {piece.start:,} on is never used: one step"
+                " leaps over it"
+            )
+
+
+def _rate(schedule: BatchSchedule) -> Iterator[str]:
+    if schedule.coupling == "none":
+        yield "the rate does not follow the batch size: the noise per example changes with it"
+    if schedule.coupling == "square_root":
+        yield (
+            "the square root for Adam holds while noise dominates its second moments: batches well"
+            " below the noise scale"
+        )
+
+
+def _averages(schedule: BatchSchedule, recipe: Recipe, largest: int) -> Iterator[str]:
+    ratio = largest / recipe.batch_size
+    if ratio == 1:
+        return
+    named = [
+        name
+        for name, decay in (
+            ("betas", recipe.betas or recipe.optimizer_kind in ("adam", "lamb")),
+            ("ema_decay", recipe.ema_decay),
+        )
+        if decay
+    ]
+    if named:
+        yield (
+            f"{' and '.join(named)} count steps: at batch {largest:,} the averages reach back over"
+            f" {ratio:,.3g} times as many {recipe.unit}"
+        )
+    if recipe.optimizer == "adamw" and recipe.weight_decay and schedule.coupling == "square_root":
+        yield (
+            f"AdamW's decay per example falls by sqrt(B), at batch {largest:,} to"
+            f" {ratio**-0.5:.3g} of the recipe's: multiply weight_decay by sqrt(B /"
+            f" {recipe.batch_size:,}) to keep it"
+        )
+
+
+def _few(rows: tuple[ScheduleRow, ...], recipe: Recipe) -> Iterator[str]:
+    if not recipe.momentum:
+        return
+    memory = 1 / (1 - recipe.momentum)
+    size = rows[-1].batch_size
+    steps = sum(row.updates for row in rows if row.batch_size == size)
+    if steps < memory:
+        yield (
+            f"only {steps:,} steps at batch {size:,}: fewer than the {memory:.3g} over which"
+            " momentum averages"
+        )
