@@ -1,5 +1,9 @@
-"""What acts on training: LARS and LAMB as ordinary torch optimizers."""
+"""What acts on training: optimizers for large batches, batch sizes that change, ghost norms."""
 
+from noisescale.train.accumulation import GradientAccumulation
+from noisescale.train.batch_schedule import BatchSizeSchedule
+from noisescale.train.batching import ResizableBatchSampler
+from noisescale.train.adascale import AdaScale, GradientMoments
 from noisescale.train.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -13,9 +17,13 @@ from noisescale.train.layerwise import biases_and_norms
 __all__ = [
     "LAMB",
     "LARS",
+    "AdaScale",
+    "BatchSizeSchedule",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "GradientAccumulation",
+    "ResizableBatchSampler",
     "biases_and_norms",
     "convert_ghost_batch_norm",
 ]
