@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import InvalidInputError
+from noisescale.errors import InvalidInputError, MissingExtraError
 
 ENDINGS = {".toml": "TOML", ".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
 LARGEST_FILE = 1 << 20
@@ -103,10 +103,14 @@ def parse(text: str, *, syntax: str, path: Path) -> dict[str, Any]:
         data = _parser(syntax)(text)
     except RecursionError:
         raise _too_much(path, f"more than {DEEPEST} levels of nesting") from None
+    except MissingExtraError:
+        raise
     except InvalidInputError as error:
         raise InvalidInputError(f"{path}: {error.value}", error.requirement, error.remedy) from None
     except ValueError as error:
         raise _not_what_it_says(path, syntax, text, error) from None
+    if syntax == "YAML" and isinstance(data, str) and _reads_as("TOML", text):
+        raise _not_what_it_says(path, syntax, text, ValueError("one long text"))
     if not isinstance(data, dict):
         kind = "a list" if isinstance(data, list) else "a single value"
         raise InvalidInputError(

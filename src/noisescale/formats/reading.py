@@ -17,16 +17,16 @@ class Split:
         micro: examples per device and pass.
         accumulation: passes per step.
         world_size: devices.
-        micro_at: where ``micro`` stands.
-        accumulation_at: where ``accumulation`` stands, or would.
+        micro_at: where ``micro`` stands; None where it follows from the others.
+        accumulation_at: where ``accumulation`` stands, or would; None where it follows.
         total_at: where the product stands, if the file writes it too.
     """
 
     micro: int
     accumulation: int
     world_size: int
-    micro_at: Path_
-    accumulation_at: Path_
+    micro_at: Path_ | None
+    accumulation_at: Path_ | None
     total_at: Path_ | None = None
 
 
@@ -49,3 +49,12 @@ class Reading:
     split: Split | None = None
     world_size: int | None = None
     already_scaled: str | None = None
+
+
+def at(*keys: str) -> tuple[Path_, ...]:
+    """Return the places of dotted keys.
+
+    >>> at("optimizer.params.lr")
+    (('optimizer', 'params', 'lr'),)
+    """
+    return tuple(tuple(key.split(".")) for key in keys)

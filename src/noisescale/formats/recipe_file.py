@@ -100,7 +100,7 @@ def read_recipe(
     notes: list[str] = []
     keys = Keys(document.data, document.path, notes)
     reading = _reader(chosen)(keys, world_size, dataset_size)
-    recipe = _recipe(document.path, reading, dict(given or {}))
+    recipe = _recipe(document.path, chosen, reading, dict(given or {}))
     scaled = already_scaled(document.data) or reading.already_scaled
     return RecipeFile(
         path=document.path,
@@ -112,7 +112,7 @@ def read_recipe(
         accumulation=reading.split.accumulation if reading.split else None,
         notes=tuple(notes),
         places=reading.places,
-        said=reading.values,
+        said={key: value for key, value in reading.values.items() if value is not None},
         implied=frozenset(reading.implied),
         document=document,
         split=reading.split,
@@ -131,15 +131,13 @@ def _reader(kind: str) -> Callable[[Keys, int | None, int | None], Reading]:
     return read
 
 
-def _recipe(path: Path, reading: Reading, given: Mapping[str, Any]) -> Recipe:
-    values = {**reading.values, **reading.implied, **given}
-    values = {key: value for key, value in values.items() if value is not None}
-    for key, remedy in (
-        ("lr", f"write {_named(reading, 'lr')}"),
-        ("batch_size", f"write {_named(reading, 'batch_size')}"),
-    ):
-        if key not in values:
-            raise InvalidInputError(f"{path}: {key}", "missing", remedy)
+def _recipe(path: Path, kind: str, reading: Reading, given: Mapping[str, Any]) -> Recipe:
+    said = {key: value for key, value in reading.values.items() if value is not None}
+    values = {**said, **reading.implied, **given}
+    # Our own files may leave the optimizer out, as recipes do; guessing it for others is wrong.
+    for key in ("lr", "batch_size") + (("optimizer",) if kind != "noisescale" else ()):
+        if values.get(key) is None:
+            raise InvalidInputError(f"{path}: {key}", "missing", f"write {_named(reading, key)}")
     known = Recipe.__dataclass_fields__
     for key in values:
         if key not in known:

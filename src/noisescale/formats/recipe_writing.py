@@ -53,7 +53,8 @@ def write_recipe(
     recipe = changed if isinstance(changed, Recipe) else file.recipe.with_changes(**changed)
     text = edited(file.document, recipe_edits(file, recipe))
     _write(file, target, file.document.to_bytes(text), recipe)
-    return _read_again(file, target)
+    copy = _read_again(file, target)
+    return dataclasses.replace(copy, notes=(*copy.notes, *_left_over(copy, recipe)))
 
 
 def recipe_edits(file: RecipeFile, recipe: Recipe) -> dict[Path_, Any]:
@@ -130,9 +131,9 @@ def _split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_,
     """Keep the examples per device and pass where possible, and change the passes."""
     micro, accumulation = _resplit(file, split, batch_size)
     edits: dict[Path_, Any] = {}
-    if micro != split.micro:
+    if micro != split.micro and split.micro_at is not None:
         edits[split.micro_at] = micro
-    if accumulation != split.accumulation:
+    if accumulation != split.accumulation and split.accumulation_at is not None:
         edits[split.accumulation_at] = accumulation
     if split.total_at is not None:
         edits[split.total_at] = batch_size
@@ -178,16 +179,20 @@ def _editor(syntax: str) -> Callable[[str, Mapping[Path_, Any]], str]:
 
 def _with_edits(data: Any, edits: Mapping[Path_, Any], syntax: str) -> Any:
     """Return plain data with values set; the slow way, on a copy without shared parts."""
-    copied = _spelt_out(data)
+    copied: Any = _spelt_out(data)
     for (*above, last), value in edits.items():
-        table: Any = copied
+        table = copied
         for key in above:
-            table = table[key] if isinstance(table, list) else table.setdefault(key, {})
+            table = _below(table, key)
         if value is None and syntax == "TOML":
             del table[last]
         else:
             table[last] = _spelt_out(value)
     return copied
+
+
+def _below(table: Any, key: str | int) -> Any:
+    return table[key] if isinstance(table, list) else table.setdefault(key, {})
 
 
 def _spelt_out(value: Any) -> Any:
@@ -267,6 +272,18 @@ def _check_says(copy: RecipeFile, recipe: Recipe) -> None:
             f"would read {says!r} where {meant!r} is meant",
             f"write {copy.where(name) or name} by hand",
         )
+
+
+def _left_over(copy: RecipeFile, recipe: Recipe) -> list[str]:
+    """Say where what follows from the file's other keys is not what was meant."""
+    found = []
+    for name in sorted(copy.implied):
+        says, meant = getattr(copy.recipe, name), getattr(recipe, name)
+        if not _equal(says, meant):
+            found.append(
+                f"{name} follows from other keys of the file: {says}, where {meant} is meant."
+            )
+    return found
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -95,25 +95,31 @@ def edit_yaml(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
 
 
 def _set(text: str, node: Any, place: tuple[str | int, ...], value: Any) -> str:
+    name = None
     for depth, key in enumerate(place):
-        child = _child(node, key)
+        name, child = _child(node, key)
         if child is None:
             for missing in reversed(place[depth + 1 :]):
                 value = {missing: value}
             return _inserted(text, node, f"{key}: {_spelt(value)}")
         node = child
     start, end = node.start_mark.index, node.end_mark.index
+    if start == end and name is not None:
+        # The mark of a value that is not written may stand behind comments and line ends.
+        at = text.index(":", name.end_mark.index) + 1
+        return f"{text[:at]} {_spelt(value)}{text[at:]}"
     old = text[start:end]
     kept = old[len(old.rstrip()) :]
     return text[:start] + _spelt(value) + kept + text[end:]
 
 
-def _child(node: Any, key: str | int) -> Any:
+def _child(node: Any, key: str | int) -> tuple[Any, Any]:
+    """Return the nodes of a key, None in a list, and of its value, None where it is not there."""
     if isinstance(node.value, str):
-        return None
+        return None, None
     if isinstance(key, int):
-        return node.value[key]
-    return next((item for name, item in node.value if name.value == key), None)
+        return None, node.value[key]
+    return next((pair for pair in node.value if pair[0].value == key), (None, None))
 
 
 def _inserted(text: str, table: Any, entry: str) -> str:

@@ -1,0 +1,228 @@
+"""Lightning's YAML configuration, as LightningCLI writes it.
+
+The batch size is where the data (or the model) keeps it, and counts examples per device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from noisescale.errors import nearest
+from noisescale.formats.keys import Keys
+from noisescale.formats.reading import Reading, Split, at
+
+_OPTIMIZERS = {"SGD": "sgd", "Adam": "adam", "AdamW": "adamw"}
+_OPTIMIZER_AT = (
+    "optimizer",
+    "model.init_args.optimizer",
+    "model.optimizer",
+    "model.init_args.optimizer_init",
+)
+_BATCH_AT = (
+    "data.init_args.batch_size",
+    "data.batch_size",
+    "data.init_args.train_batch_size",
+    "data.train_batch_size",
+    "model.init_args.batch_size",
+    "model.batch_size",
+)
+_RATE_AT = (
+    "model.init_args.lr",
+    "model.init_args.learning_rate",
+    "model.lr",
+    "model.learning_rate",
+)
+_ADAM_DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
+_TORCH_RATE = {"sgd": 1e-3, "adam": 1e-3, "adamw": 1e-3}
+_ADAMW_DECAY = 0.01
+_EMA_DECAY = 0.999
+
+
+def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Reading:
+    """Read a Lightning configuration.
+
+    Raises:
+        InvalidInputError: a value cannot be used, keys contradict each other, or the optimizer
+            is not one that is known.
+    """
+    above, optimizer = _optimizer(keys)
+    rate_at = _rate_at(keys, above)
+    split, devices = _split(keys, world_size)
+    batch_size = split.micro * split.accumulation * split.world_size if split else None
+    values: dict[str, Any] = {
+        "optimizer": optimizer,
+        "lr": keys.number(rate_at, positive=True),
+        "batch_size": batch_size,
+        "weight_decay": keys.number(f"{above}.weight_decay"),
+        "clip_norm": _clip(keys),
+        "dataset_size": dataset_size,
+    }
+    values |= _moments(keys, above, optimizer)
+    decay_at, values["ema_decay"] = _ema(keys)
+    said, implied = _lengths(keys, batch_size, dataset_size)
+    values |= said
+    _note_more(keys)
+    names = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
+    places = {
+        **{name: at(f"{above}.{name}") for name in names},
+        "lr": at(rate_at),
+        "clip_norm": at("trainer.gradient_clip_val"),
+        "batch_size": at(_batch_at(keys), "trainer.accumulate_grad_batches"),
+        "total_steps": at("trainer.max_steps"),
+    }
+    if decay_at is not None:
+        places["ema_decay"] = (decay_at,)
+    return Reading(values=values, places=places, implied=implied, split=split, world_size=devices)
+
+
+def _optimizer(keys: Keys) -> tuple[str, str | None]:
+    """Return where the optimizer's arguments stand, and its kind."""
+    for place in _OPTIMIZER_AT:
+        if isinstance(keys.value(place), Mapping):
+            arguments = f"{place}.init_args" if keys.has(f"{place}.class_path") else place
+            name = keys.text(f"{place}.class_path")
+            if name is None:
+                return arguments, None
+            module, _, short = name.rpartition(".")
+            if short not in _OPTIMIZERS or module not in ("", "torch.optim"):
+                raise keys.refused(
+                    f"{place}.class_path",
+                    "an optimizer whose rule is known is required",
+                    nearest(name, (f"torch.optim.{known}" for known in _OPTIMIZERS)),
+                )
+            return arguments, _OPTIMIZERS[short]
+    return "optimizer.init_args", None
+
+
+def _rate_at(keys: Keys, above: str) -> str:
+    said = [place for place in (f"{above}.lr", *_RATE_AT) if keys.has(place)]
+    if len({keys.value(place) for place in said}) > 1:
+        raise keys.contradiction(said, "they disagree on the rate", "remove one")
+    return said[0] if said else f"{above}.lr"
+
+
+def _moments(keys: Keys, above: str, optimizer: str | None) -> dict[str, Any]:
+    """Return momentum or betas; torch's defaults where Adam's are not written."""
+    if optimizer in ("adam", "adamw"):
+        betas, eps = keys.pair(f"{above}.betas"), keys.number(f"{above}.eps")
+        found = {"betas": betas or _ADAM_DEFAULTS["betas"], "eps": eps or _ADAM_DEFAULTS["eps"]}
+        absent = [name for name in found if not keys.has(f"{above}.{name}")]
+        texts = [f"{name} {found[name]}" for name in absent]
+        if optimizer == "adamw" and not keys.has(f"{above}.weight_decay"):
+            found["weight_decay"] = _ADAMW_DECAY
+            texts.append(f"weight_decay {_ADAMW_DECAY}")
+        if texts:
+            keys.note(f"not in the file, so torch's defaults: {', '.join(texts)}.")
+        return found
+    return {
+        "momentum": keys.fraction(f"{above}.momentum"),
+        "dampening": keys.number(f"{above}.dampening"),
+        "nesterov": keys.flag(f"{above}.nesterov"),
+    }
+
+
+def _batch_at(keys: Keys) -> str:
+    said = [place for place in _BATCH_AT if keys.has(place)]
+    if len({keys.value(place) for place in said}) > 1:
+        raise keys.contradiction(said, "they disagree on the batch size", "remove one")
+    return said[0] if said else _BATCH_AT[0]
+
+
+def _split(keys: Keys, world_size: int | None) -> tuple[Split | None, int | None]:
+    place = _batch_at(keys)
+    micro = keys.count(place)
+    passes = keys.count("trainer.accumulate_grad_batches") or 1
+    said = _devices(keys)
+    if said is not None and world_size is not None and said != world_size:
+        raise keys.contradiction(
+            ["trainer.devices", "trainer.num_nodes"],
+            f"{said} devices train, but world size {world_size} was given",
+            "correct one of them",
+        )
+    devices = said or world_size
+    if devices is None:
+        keys.note(
+            "trainer.devices does not say how many: 1 is assumed; give the world size if there"
+            " are more."
+        )
+    if micro is None:
+        return None, devices
+    split = Split(
+        micro=micro,
+        accumulation=passes,
+        world_size=devices or 1,
+        micro_at=tuple(place.split(".")),
+        accumulation_at=("trainer", "accumulate_grad_batches"),
+    )
+    return split, devices
+
+
+def _devices(keys: Keys) -> int | None:
+    """Return devices times nodes; None where the file leaves it to the machine."""
+    said = keys.value("trainer.devices")
+    if isinstance(said, str) and "," in said:
+        said = [part for part in said.split(",") if part.strip()]
+    if said in (None, "auto", -1, "-1"):
+        return None
+    each = len(said) if isinstance(said, list) else keys.count("trainer.devices")
+    return (each or 1) * (keys.count("trainer.num_nodes") or 1)
+
+
+def _clip(keys: Keys) -> float | None:
+    if keys.value("trainer.gradient_clip_algorithm") == "value":
+        keys.note("trainer.gradient_clip_algorithm value: clipping by value has no rule here.")
+        return None
+    return keys.number("trainer.gradient_clip_val") or None
+
+
+def _ema(keys: Keys) -> tuple[tuple[str | int, ...] | None, float | None]:
+    """Return where an average of the weights keeps its decay, and the decay."""
+    for number, callback in _callbacks(keys):
+        if str(callback.get("class_path", "")).endswith("EMAWeightAveraging"):
+            arguments = callback.get("init_args") or {}
+            decay = Keys(arguments, keys.path, []).fraction("decay")
+            place = ("trainer", "callbacks", number, "init_args", "decay")
+            return place, _EMA_DECAY if decay is None else decay
+    return None, None
+
+
+def _callbacks(keys: Keys) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    listed = keys.value("trainer.callbacks")
+    for number, callback in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(callback, Mapping):
+            yield number, callback
+
+
+def _lengths(
+    keys: Keys, batch_size: int | None, dataset_size: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    if keys.value("trainer.max_steps") not in (None, -1, "-1"):
+        return {"total_steps": keys.count("trainer.max_steps")}, {}
+    if keys.value("trainer.max_epochs") in (None, -1, "-1"):
+        return {}, {}
+    epochs = keys.count("trainer.max_epochs") or 1
+    if dataset_size is not None and batch_size is not None:
+        return {}, {"total_steps": epochs * math.ceil(dataset_size / batch_size)}
+    keys.note(
+        f"trainer.max_epochs {epochs}: the length in steps needs the data-set size; epochs do"
+        " not change with the batch size."
+    )
+    return {}, {}
+
+
+def _note_more(keys: Keys) -> None:
+    if keys.has("lr_scheduler"):
+        keys.note(
+            "lr_scheduler counts epochs unless the module says interval: step; in epochs it"
+            " stays, in steps convert it by hand."
+        )
+    if isinstance(keys.value("trainer.val_check_interval"), int):
+        keys.note("trainer.val_check_interval counts passes, not steps, and is left as it is.")
+    if keys.flag("trainer.auto_scale_batch_size") or keys.value("trainer.auto_scale_batch_size"):
+        keys.note("trainer.auto_scale_batch_size: the batch size is searched when it starts.")
+    for _, callback in _callbacks(keys):
+        name = str(callback.get("class_path", "")).rpartition(".")[2]
+        if name in ("BatchSizeFinder", "LearningRateFinder", "GradientAccumulationScheduler"):
+            keys.note(f"trainer.callbacks: {name} changes what the file says when it starts.")
