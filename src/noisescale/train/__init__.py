@@ -1,9 +1,9 @@
 """What acts on training: optimizers for large batches, batch sizes that change, ghost norms."""
 
 from noisescale.train.accumulation import GradientAccumulation
+from noisescale.train.adascale import AdaScale, GradientMoments
 from noisescale.train.batch_schedule import BatchSizeSchedule
 from noisescale.train.batching import ResizableBatchSampler
-from noisescale.train.adascale import AdaScale, GradientMoments
 from noisescale.train.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -23,6 +23,7 @@ __all__ = [
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "GradientAccumulation",
+    "GradientMoments",
     "ResizableBatchSampler",
     "biases_and_norms",
     "convert_ghost_batch_norm",
