@@ -74,4 +74,4 @@ def _steps(recipe: Recipe, step: int) -> float:
             "give milestones = [100, 200]",
         )  # fmt: skip
     gamma = float(schedule.get("gamma", 0.1))
-    return float(gamma ** sum(step >= int(milestone) for milestone in milestones))
+    return float(gamma ** sum(step >= round(milestone) for milestone in milestones))

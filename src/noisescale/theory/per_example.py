@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
 from noisescale.theory import temperature as per
 from noisescale.theory.averages import (
@@ -16,6 +15,7 @@ from noisescale.theory.averages import (
     forgetting,
 )
 from noisescale.theory.clipping import clip_at, clip_per_example
+from noisescale.theory.schedule_counts import recounted, whole
 
 SQUARE_ROOT = ("adam", "lamb", "lars", "rmsprop", "lion")
 """Kinds of optimizer whose step is divided by a size of the batch gradient, so that the rate goes
@@ -59,7 +59,7 @@ class PerExample:
             added to the gradient of Adam or RMSProp, times the gradient's standard deviation.
         warmup: examples of warm-up.
         total: examples in all.
-        milestones: of a step schedule, in examples.
+        schedule: the recipe's, its counts of steps in examples.
         noise_scale: what clipping is restated with; without one the threshold is kept.
         clip: clipping threshold in units of |G|.
     """
@@ -71,7 +71,7 @@ class PerExample:
     shrinkage: float | None = None
     warmup: int | None = None
     total: int | None = None
-    milestones: tuple[float, ...] = ()
+    schedule: dict[str, Any] | None = None
     noise_scale: float | None = None
     clip: float | None = None
 
@@ -84,7 +84,8 @@ class PerExample:
             noise_scale: Bn in the recipe's unit, for ``clip_norm``.
 
         Raises:
-            InvalidInputError: dampening of 1 or more, or a noise scale that is not positive.
+            InvalidInputError: dampening of 1 or more, a noise scale that is not positive, or a
+                schedule whose counts are none.
         """
         B, eps, decay = recipe.batch_size, recipe.eps, recipe.weight_decay
         clip = None
@@ -100,7 +101,7 @@ class PerExample:
             shrinkage=None if decay is None else decay * shrinkage_unit(recipe),
             warmup=_examples(recipe.warmup_steps, recipe.warmup_examples, B),
             total=_examples(recipe.total_steps, recipe.total_examples, B),
-            milestones=_milestones(recipe),
+            schedule=recounted(recipe.schedule, lambda steps: steps * B),
             noise_scale=noise_scale,
             clip=clip,
         )
@@ -112,8 +113,9 @@ class PerExample:
             batch_size: examples per step.
 
         Returns:
-            The recipe, warm-up and length in examples; milestones in steps, with a fraction
-            where they fall between two. ``evaluate_every`` is kept: it is no part of training.
+            The recipe, warm-up and length in examples; a schedule's counts in steps, with a
+            fraction where they fall between two. ``evaluate_every`` is kept: it is no part of
+            training.
         """
         new = self.recipe.with_changes(batch_size=batch_size, **_keys(self.decays, batch_size))
         changes: dict[str, Any] = {"lr": rate_of(new, self.tau), **self._lengths(batch_size)}
@@ -133,9 +135,10 @@ class PerExample:
         for name, examples in (("warmup", self.warmup), ("total", self.total)):
             if examples is not None:
                 changes |= {f"{name}_steps": None, f"{name}_examples": examples}
-        if self.milestones:
-            steps = [_whole(examples / batch_size) for examples in self.milestones]
-            changes["schedule"] = {**(self.recipe.schedule or {}), "milestones": steps}
+        if self.schedule is not None:
+            changes["schedule"] = recounted(
+                self.schedule, lambda examples: whole(examples / batch_size)
+            )
         return changes
 
 
@@ -257,20 +260,3 @@ def _keys(decays: dict[str, float], batch_size: int) -> dict[str, Any]:
 
 def _examples(steps: int | None, examples: int | None, batch_size: int) -> int | None:
     return examples if steps is None else steps * batch_size
-
-
-def _milestones(recipe: Recipe) -> tuple[float, ...]:
-    steps = (recipe.schedule or {}).get("milestones") or ()
-    for step in steps:
-        if isinstance(step, bool) or not isinstance(step, int | float) or not step >= 0:
-            raise InvalidInputError(
-                f"milestone {step!r}", "a number of steps is required", "change the schedule"
-            )
-    return tuple(step * recipe.batch_size for step in steps)
-
-
-def _whole(steps: float) -> float:
-    """A whole number where only the last digits say otherwise."""
-    near = round(steps)
-    # (assumed: no milestone means a billionth of itself)
-    return near if abs(steps - near) <= 1e-9 * steps else steps

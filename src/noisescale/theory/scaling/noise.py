@@ -108,8 +108,8 @@ ADASCALE = Rule(
     name="adascale",
     optimizers=("sgd", "momentum", "adam"),
     source=(
-        "Johnson et al. 2020 (arXiv:2007.05105), algorithm 1; the square root for Adam: Qiao et al. 2021"
-        " (arXiv:2008.12260), as in adaptdl"
+        "Johnson et al. 2020 (arXiv:2007.05105), algorithm 1; the square root for Adam: Qiao et al."
+        " 2021 (arXiv:2008.12260), as in adaptdl"
     ),
     status="paper",
     assumption="the gain is that of one noise scale, held over the run; AdaScale follows it",

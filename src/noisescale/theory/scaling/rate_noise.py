@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from noisescale.records import Recipe
-from noisescale.theory.scaling.stability import ADAM_BETAS, BEYOND, rate_limit
+from noisescale.theory.per_example import ADAM_BETAS
+from noisescale.theory.scaling.stability import BEYOND, rate_limit
 
 
 def rate_noise_scale(*, noise_scale: float, momentum: float = 0.0) -> float:

@@ -47,7 +47,7 @@ def _square_root(recipe: Recipe, batch_size: int, facts: Facts) -> Change:
 NONE = Rule(
     name="none",
     optimizers=EVERY,
-    source="Shallue et al. 2019 (arXiv:1811.03600), sec. 4.7: no rule held on every workload",
+    source="Shallue et al. 2019 (arXiv:1811.03600), sec. 4: no rule held on every workload",
     status="paper",
     assumption="the rate is limited by curvature at both batch sizes",
     validity="both batch sizes above the noise scale",

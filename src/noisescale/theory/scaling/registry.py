@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Recipe
-from noisescale.theory.scaling.exact import EXACT
-from noisescale.theory.scaling.noise import NOISE_AWARE
+from noisescale.theory.scaling.adam import ADAM_HALF_LIFE, ADAM_RATE_ONLY, ADAM_SDE, sde_refusal
+from noisescale.theory.scaling.exact import EXACT, MOMENTUM_TRADE
+from noisescale.theory.scaling.noise import ADASCALE, NOISE_AWARE, SURGE
 from noisescale.theory.scaling.rates import KEEP_MOMENTUM, LINEAR, NONE, SQUARE_ROOT
 from noisescale.theory.scaling.rule import Facts, Rule, Scaled
 
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {rule.name: rule for rule in (NOISE_AWARE, LINEAR, KEEP_MOMENTUM, EXACT, SQUARE_ROOT, NONE)}
+    {
+        rule.name: rule
+        for rule in (
+            NOISE_AWARE,
+            LINEAR,
+            KEEP_MOMENTUM,
+            EXACT,
+            ADAM_HALF_LIFE,
+            ADAM_SDE,
+            ADAM_RATE_ONLY,
+            SQUARE_ROOT,
+            ADASCALE,
+            SURGE,
+            MOMENTUM_TRADE,
+            NONE,
+        )
+    }
 )
 
 SYNONYMS: Mapping[tuple[str, str], str] = MappingProxyType(
-    {("linear", "momentum"): "keep-momentum"}
+    {
+        ("linear", "momentum"): "keep-momentum",
+        ("exact", "sgd"): "linear",
+        ("exact", "adam"): "adam-half-life",
+        ("exact", "rmsprop"): "adam-half-life",
+        ("square-root", "adam"): "adam-rate-only",
+        ("square-root", "rmsprop"): "adam-rate-only",
+        ("square-root", "lion"): "adam-rate-only",
+    }
 )
-"""For some kinds a general rule is the same as one with a name of its own."""
+"""For some kinds a rule says the same as another one."""
 
 
 def rules_for(kind: str) -> tuple[Rule, ...]:
@@ -76,21 +102,57 @@ def why_recommended(recipe: Recipe, batch_size: int, facts: Facts | None = None)
 def scale_or_fall_back(
     name: str, recipe: Recipe, batch_size: int, facts: Facts | None = None
 ) -> tuple[Rule, Scaled]:
-    """Scale by a rule."""
+    """Scale by a rule that nobody insists on: where adam-sde has no answer, by half-lives.
+
+    Args:
+        name: of the rule.
+        recipe: at the old batch size.
+        batch_size: the new one.
+        facts: what is known besides.
+
+    Returns:
+        The rule that answered, and its answer, with a warning where it is another one.
+
+    Raises:
+        InvalidInputError: as :meth:`Rule.scale`, but for adam-sde beyond its range.
+    """
     rule = named(name, recipe.optimizer_kind)
-    return rule, rule.scale(recipe, batch_size, facts)
+    refused = sde_refusal(recipe, batch_size) if rule is ADAM_SDE else None
+    if refused is None:
+        return rule, rule.scale(recipe, batch_size, facts)
+    found = ADAM_HALF_LIFE.scale(recipe, batch_size, facts)
+    warning = f"{refused}; the half-life form is used instead"
+    return ADAM_HALF_LIFE, replace(found, warnings=(warning, *found.warnings))
 
 
 def _choice(recipe: Recipe, batch_size: int, facts: Facts) -> tuple[str, str]:
-    kind = recipe.optimizer_kind
+    kind, down = recipe.optimizer_kind, batch_size < recipe.batch_size
     if batch_size == recipe.batch_size:
         return "none", "the global batch is the same"
     if facts.noise_scale is not None and kind in NOISE_AWARE.optimizers:
         return "noise-aware", "with a noise scale it failed least of all rules in both directions"
-    if kind == "sgd":
-        return "linear", "without a noise scale nothing better is known for plain SGD"
-    if kind == "momentum":
-        if batch_size < recipe.batch_size:
-            return "exact", "downwards it keeps the training in examples"
-        return "keep-momentum", "upwards the exact restatement leaves stability"
-    return "square-root", "steps are divided by the size of the batch gradient"
+    return _WITHOUT_NOISE_SCALE[kind][0 if down else 1]
+
+
+_UP = "upwards the exact restatement shortens the memory and leaves stability"
+_BETAS = "upwards converting the betas was worse than leaving them"
+_HALF = "downwards averages must remember as many examples as before"
+_LINEAR = ("linear", "without a noise scale nothing better is known for plain SGD")
+_SIGNS = ("adam-rate-only", "signs follow the root of the batch size while noise dominates")
+_NORMALISED = "steps are divided by the size of the batch gradient, which noise sets"
+_WITHOUT_NOISE_SCALE: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = MappingProxyType(
+    {
+        "sgd": (_LINEAR, _LINEAR),
+        "momentum": (
+            ("exact", "downwards it keeps the training in examples, momentum included"),
+            ("keep-momentum", _UP),
+        ),
+        "adam": (("adam-half-life", _HALF), ("adam-rate-only", _BETAS)),
+        "rmsprop": (("adam-half-life", _HALF), ("adam-rate-only", _BETAS)),
+        "lion": (_SIGNS, _SIGNS),
+        "lars": (("exact", _HALF), ("square-root", _NORMALISED)),
+        "lamb": (("exact", _HALF), ("square-root", _NORMALISED)),
+    }
+)
+"""Per kind, downwards and upwards. (measured: docs/lab-log.md; LARS, LAMB, RMSProp, Lion:
+assumed from their neighbours)"""
