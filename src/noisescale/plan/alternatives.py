@@ -50,13 +50,13 @@ def _alternative(
 ) -> Alternative | None:
     needs = tuple(name for name in rule.needs if getattr(facts, name) is None)
     values: dict[str, Any] = {}
-    when = f"keeps {rule.preserves}; assumes that {rule.assumption}"
+    when = f"when {rule.assumption}"
     if not needs:
         try:
             scaled = rule.scale(recipe, chosen.recipe.batch_size, facts)
             other = restate(recipe, rule, scaled, facts)
         except InvalidInputError as error:
-            when = f"has no answer here: {error.value}: {error.requirement}"
+            when = f"it has no answer here: {error.value}: {error.requirement}"
         else:
             values = _differing(chosen.recipe, other.recipe)
             if not values:
@@ -67,6 +67,7 @@ def _alternative(
         source=rule.source,
         status=rule.status,
         validity=rule.validity,
+        preserves=rule.preserves,
         when=when,
         needs=needs,
     )

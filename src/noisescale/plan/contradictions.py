@@ -5,12 +5,15 @@ from __future__ import annotations
 from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
 
+_VELOCITY = ("momentum", "dampening", "nesterov")
 _FOREIGN = {
-    "sgd": ("betas",),
-    "lars": ("betas",),
-    "adam": ("momentum", "dampening", "nesterov"),
-    "adamw": ("momentum", "dampening", "nesterov"),
-    "lamb": ("momentum", "dampening", "nesterov"),
+    "sgd": ("betas", "alpha"),
+    "lars": ("betas", "alpha", "dampening"),
+    "rmsprop": ("betas", "dampening", "nesterov"),
+    "adam": (*_VELOCITY, "alpha"),
+    "adamw": (*_VELOCITY, "alpha"),
+    "lamb": (*_VELOCITY, "alpha"),
+    "lion": (*_VELOCITY, "alpha"),
 }
 """Keys that an optimizer does not have, and that would change how the recipe is converted."""
 

@@ -83,7 +83,7 @@ def convert(
         summary=_summary(recipe, restated),
         rule=restated.rule.name,
         recommended=best.name,
-        why=_why(recipe, size, facts, asked, best),
+        why=_why(recipe, size, facts, restated.rule, best, asked is not None),
         alternatives=alternatives(recipe, restated, facts, best),
         changes=restated.changes,
         kept=restated.kept,
@@ -139,13 +139,13 @@ def _times(old: int, new: int) -> str:
     return f"x{new / old:.4g}" if new > old else f"1/{old / new:.4g}"
 
 
-def _why(recipe: Recipe, size: int, facts: Facts, asked: Rule | None, best: Rule) -> str:
+def _why(recipe: Recipe, size: int, facts: Facts, used: Rule, best: Rule, asked: bool) -> str:
     reason = why_recommended(recipe, size, facts)
-    if asked is None:
-        return f"{best.name} is recommended here: {reason}"
-    if asked.name == best.name:
-        return f"{asked.name} was asked for, and is recommended here: {reason}"
-    return f"{asked.name} was asked for; {best.name} is recommended here: {reason}"
+    if used.name == best.name:
+        return f"recommended here: {reason}"
+    if asked:
+        return f"asked for; recommended here is {best.name}: {reason}"
+    return f"in place of {best.name}, which has no answer here; that was recommended: {reason}"
 
 
 def _warnings(recipe: Recipe, size: int, restated: Restatement, best: Rule) -> tuple[str, ...]:

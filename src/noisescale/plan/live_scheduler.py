@@ -134,8 +134,8 @@ def _rates(found: SchedulerEdits, scheduler: Any, restated: Restated, name: str)
         )
 
 
-def _clock(found: SchedulerEdits, scheduler: Any, restated: Restated, kind: str, name: str) -> None:
-    """Convert what counts steps, by the name of the class."""
+def _clock(found: SchedulerEdits, scheduler: Any, restated: Restated, kind: str, name: str) -> bool:
+    """Convert what counts steps, by the name of the class; False where it stays."""
     special = {
         "MultiStepLR": _milestones,
         "ExponentialLR": _exponential,

@@ -54,7 +54,8 @@ class Alternative(Record):
         source: paper and section.
         status: ``paper``, ``measured`` or ``assumed``.
         validity: where the rule holds.
-        when: when it is to be preferred.
+        preserves: what of the training stays the same.
+        when: when it is to be preferred, or why it has no answer.
         needs: what must be given for its values to be known: ``noise_scale``, ``curvature``.
     """
 
@@ -63,6 +64,7 @@ class Alternative(Record):
     source: str
     status: str
     validity: str
+    preserves: str
     when: str
     needs: tuple[str, ...] = ()
 

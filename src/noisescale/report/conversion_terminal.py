@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from noisescale.report import terminal, wording
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _NARROW = 72  # columns; assumed: below it five columns of a table leave a few letters each
+_PAPER = re.compile(r"[A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)? \d{4}")
+_LABEL = 24  # columns; assumed: longer names of keys are folded
 
 
 def render_conversion(conversion: Conversion, console: Console | None = None) -> None:
@@ -23,7 +27,10 @@ def render_conversion(conversion: Conversion, console: Console | None = None) ->
         conversion: what ``convert`` returned.
         console: where to print; standard output by default.
     """
-    terminal._show(console, _whole(conversion, console))
+    parts = [*_head(conversion), *_changes(conversion, console)]
+    if not conversion.unchanged:
+        parts += [*_why(conversion), *_kept(conversion.kept), *_others(conversion)]
+    terminal._show(console, parts + terminal._warnings(conversion.warnings))
 
 
 def render_conversion_briefly(conversion: Conversion, console: Console | None = None) -> None:
@@ -33,22 +40,8 @@ def render_conversion_briefly(conversion: Conversion, console: Console | None = 
         conversion: what ``convert`` returned.
         console: where to print; standard output by default.
     """
-    parts = [*_head(conversion), *_changes(conversion, _width(console))]
+    parts = [*_head(conversion), *_changes(conversion, console)]
     terminal._show(console, parts + terminal._warnings(conversion.warnings))
-
-
-def _whole(conversion: Conversion, console: Console | None) -> list[RenderableType]:
-    parts = [*_head(conversion), *_changes(conversion, _width(console))]
-    if conversion.unchanged:
-        return parts + terminal._warnings(conversion.warnings)
-    parts += [*_why(conversion), *_kept(conversion.kept), *_others(conversion)]
-    return parts + terminal._warnings(conversion.warnings)
-
-
-def _width(console: Console | None) -> int:
-    from rich.console import Console
-
-    return (console or Console()).width
 
 
 def _head(conversion: Conversion) -> list[RenderableType]:
@@ -57,24 +50,27 @@ def _head(conversion: Conversion) -> list[RenderableType]:
     return [terminal._styled(was, "dim"), "", terminal._styled(answer, "bold green"), ""]
 
 
-def _changes(conversion: Conversion, width: int) -> list[RenderableType]:
+def _changes(conversion: Conversion, console: Console | None) -> list[RenderableType]:
+    from rich.console import Console
+
     if not conversion.changes:
         return []
-    if width < _NARROW:
+    if (console or Console()).width < _NARROW:
         return [*_stacked(conversion.changes), ""]
     return [_table(conversion.changes), ""]
 
 
 def _table(changes: Sequence[Change]) -> Table:
     table = terminal._grid("what", "old", "new", "rule", "source")
+    table.columns[0].max_width = _LABEL
     for column in table.columns[3:]:
         column.justify = "left"
-    # Numbers and names are what is read and copied: only the sources may be folded.
-    for column in table.columns[:4]:
+    # Numbers are what is read and copied, and a rule's name is an argument: sources are folded.
+    for column in table.columns[1:4]:
         column.no_wrap = True
     for change in changes:
         table.add_row(
-            change.name,
+            terminal._styled(label(change)),
             value(change.old),
             terminal._styled(value(change.new), "bold cyan"),
             change.rule,
@@ -87,60 +83,81 @@ def _stacked(changes: Sequence[Change]) -> list[RenderableType]:
     """One change below the other, where a table has no room."""
     lines: list[RenderableType] = []
     for change in changes:
-        line = terminal._line(f"{change.name} ", f"{value(change.old)} → ")
+        line = terminal._line(f"{label(change)} ", f"{value(change.old)} -> ")
         lines.append(line.append(value(change.new), style="bold cyan"))
         lines.append(terminal._styled(f"  {change.rule}: {change.source}", "dim"))
     return lines
 
 
 def _why(conversion: Conversion) -> list[RenderableType]:
-    sentences = [
-        conversion.why,
-        f"it keeps {conversion.preserves}; it assumes that {conversion.assumption}",
-        f"it holds for {conversion.validity} ({conversion.status})",
-        *(f"{c.name}: {c.why}" for c in conversion.changes if c.why and c.name != "batch_size"),
-    ]
-    return _section("Why", sentences)
+    table = terminal._plain_table()
+    rows = [c for c in conversion.changes if c.why and c.name != "batch_size"]
+    for name, text in (
+        (f"{conversion.rule}, ", f"{conversion.why}."),
+        ("It keeps: ", f"{conversion.preserves}."),
+        ("It assumes: ", f"{conversion.assumption}."),
+        (f"It holds ({conversion.status}): ", f"{conversion.validity}."),
+        *((f"{row.name}: ", f"{row.why}.") for row in rows),
+    ):
+        table.add_row("-", terminal._line(name, text))
+    return [terminal._styled("Why", "bold"), table, ""]
 
 
 def _kept(kept: Sequence[Change]) -> list[RenderableType]:
-    return _section("Stays as it is", [f"{c.name} {value(c.old)}: {c.why}" for c in kept])
+    if not kept:
+        return []
+    table = terminal._plain_table()
+    for row in kept:
+        table.add_row("-", terminal._line(f"{row.name} {value(row.old)}: ", f"{row.why}."))
+    return [terminal._styled("Stays as it is", "bold"), table, ""]
 
 
 def _others(conversion: Conversion) -> list[RenderableType]:
-    known = [one for one in conversion.alternatives if not one.needs]
-    wanting = [one for one in conversion.alternatives if one.needs]
-    title = "What other rules say (--rule NAME)"
-    lines = [_other(one, conversion) for one in known]
-    lines += [_wanting(one) for one in wanting]
-    return _section(title, lines)
-
-
-def _other(one: Alternative, conversion: Conversion) -> str:
-    mark = " (recommended)" if one.rule == conversion.recommended else ""
-    said = ", ".join(f"{name} {value(new)}" for name, new in one.values.items())
-    return f"{one.rule}{mark}: {said or 'nothing'}; {one.when} ({one.source}; {one.status})"
-
-
-def _wanting(one: Alternative) -> str:
-    options = " and ".join(f"--{name.replace('_', '-')}" for name in one.needs)
-    return f"{one.rule}: give {options} to see it ({one.source}; {one.status})"
-
-
-def _section(title: str, sentences: Sequence[str]) -> list[RenderableType]:
-    if not sentences:
+    if not conversion.alternatives:
         return []
-    return [terminal._styled(title, "bold"), *terminal._bullets(sentences, "-", ""), ""]
+    table = terminal._plain_table()
+    for one in conversion.alternatives:
+        table.add_row(*_other(one, one.rule == conversion.recommended))
+    return [terminal._styled("What other rules say (--rule NAME)", "bold"), table, ""]
+
+
+def _other(one: Alternative, recommended: bool) -> tuple[Text, Text]:
+    name = terminal._styled(one.rule, "bold")
+    if recommended:
+        name.append("\nrecommended", style="green")
+    said = ", ".join(f"{key} {value(new)}" for key, new in one.values.items())
+    if one.needs:
+        options = " and ".join(f"--{need.replace('_', '-')} X" for need in one.needs)
+        said = f"give {options}"
+    text = terminal._styled(said, "cyan").append("\n" if said else "")
+    text.append(f"{wording.sentence(one.when)} ")
+    return name, text.append(f"({one.status}: {_paper(one.source)})", style="dim")
+
+
+def _paper(source: str) -> str:
+    """Return the first paper that a source names; the rest is in the JSON.
+
+    >>> _paper("derived from Smith and Le 2018 (arXiv:1710.06451), sec. 4; You et al. 2020")
+    'Smith and Le 2018'
+    """
+    found = _PAPER.search(source)
+    return source if found is None else found[0]
+
+
+def label(change: Change) -> str:
+    """Return what the user calls a key: by the file's own name where the file has one."""
+    # A batch size in parts has several keys, and the number here is their product.
+    return change.name if change.key is None or change.name == "batch_size" else change.key
 
 
 def value(of: Any) -> str:
-    """Write a value of a recipe: six digits, whole numbers in full, ``-`` for what is absent.
+    """Write a value of a recipe: six digits, whole numbers in full, ``unset`` for what is absent.
 
     >>> value(0.4), value(9000), value((0.9, 0.99)), value(None), value(1 - 1.5e-7)
-    ('0.4', '9,000', '(0.9, 0.99)', '-', '0.99999985')
+    ('0.4', '9,000', '(0.9, 0.99)', 'unset', '0.99999985')
     """
     if of is None:
-        return "-"
+        return "unset"
     if isinstance(of, bool):
         return str(of).lower()
     if isinstance(of, int):
