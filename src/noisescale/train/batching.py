@@ -265,7 +265,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of the iteration at hand, or of the next one, by the sizes known now."""
-        return sum(1 for _ in self._walk(self._began or self._taken))
+        over = self._began is None or (self._ended and not self._drawn)
+        return sum(1 for _ in self._walk(self._taken if over else self._began or START))
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this replica's indices, batch by batch, to the end of the epoch."""
