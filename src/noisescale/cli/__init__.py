@@ -18,6 +18,7 @@ from noisescale.cli.arguments import COUNT, SECONDS, SHARE, Counts, Number, work
 from noisescale.cli.branch import branch
 from noisescale.cli.convert import convert
 from noisescale.cli.output import show, working
+from noisescale.cli.schedule import schedule
 from noisescale.cli.sweep import report, sweep
 from noisescale.errors import InvalidInputError, NoisescaleError, nearest
 
@@ -230,6 +231,7 @@ def split(as_json: bool, **sizes: Any) -> None:
 
 
 cli.add_command(convert)
+cli.add_command(schedule)
 
 
 @cli.command(short_help="Fit the steps law to a CSV file or a store of tuned runs.")

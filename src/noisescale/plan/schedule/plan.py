@@ -20,11 +20,11 @@ from noisescale.theory.per_example import SQUARE_ROOT
 
 RULES = {
     "linear": (
-        "lr / ((1 - m) B) of the recipe is kept at every step",
+        "the plan keeps the lr / ((1 - m) B) of the recipe at every step",
         "Smith, Kindermans, Ying and Le 2018 (arXiv:1711.00489)",
     ),
     "square_root": (
-        "lr / sqrt(B) of the recipe is kept at every step",
+        "the plan keeps the lr / sqrt(B) of the recipe at every step",
         "Malladi et al. 2022 (arXiv:2205.10287), sec. 5",
     ),
     "none": ("the rate is the recipe's whatever the batch size", "none"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from noisescale.plan.schedule.limits import Limit
 from noisescale.records import BatchSchedule, Recipe, ScheduleRow
+from noisescale.theory.per_example import kept_per_step, shrinkage_unit
 
 
 def warnings_of(
@@ -52,8 +54,8 @@ def _rate(schedule: BatchSchedule) -> Iterator[str]:
         yield "the rate does not follow the batch size: the noise per example changes with it"
     if schedule.coupling == "square_root":
         yield (
-            "the square root for Adam holds while noise dominates its second moments: batches well"
-            " below the noise scale"
+            "the square root of the batch size holds while noise dominates the gradient's size:"
+            " batches well below the noise scale"
         )
 
 
@@ -61,24 +63,21 @@ def _averages(schedule: BatchSchedule, recipe: Recipe, largest: int) -> Iterator
     ratio = largest / recipe.batch_size
     if ratio == 1:
         return
-    named = [
-        name
-        for name, decay in (
-            ("betas", recipe.betas or recipe.optimizer_kind in ("adam", "lamb")),
-            ("ema_decay", recipe.ema_decay),
-        )
-        if decay
-    ]
+    kept = kept_per_step(recipe)
+    named = ["betas"] if "beta1" in kept else []
+    named += [name for name in ("alpha", "ema_decay") if name in kept]
     if named:
         yield (
             f"{' and '.join(named)} count steps: at batch {largest:,} the averages reach back over"
             f" {ratio:,.3g} times as many {recipe.unit}"
         )
-    if recipe.optimizer == "adamw" and recipe.weight_decay and schedule.coupling == "square_root":
+    there = recipe.with_changes(lr=recipe.lr * schedule.rate_factor(largest), batch_size=largest)
+    share = shrinkage_unit(there) / shrinkage_unit(recipe)
+    if recipe.weight_decay and not math.isclose(share, 1, rel_tol=1e-6):
         yield (
-            f"AdamW's decay per example falls by sqrt(B), at batch {largest:,} to"
-            f" {ratio**-0.5:.3g} of the recipe's: multiply weight_decay by sqrt(B /"
-            f" {recipe.batch_size:,}) to keep it"
+            f"weight decay takes another share per example: at batch {largest:,} {share:.3g} times"
+            f" that at batch {recipe.batch_size:,} and the same temperature; divide weight_decay"
+            " by that to keep it"
         )
 
 
