@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 
@@ -16,16 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from noisescale.errors import InvalidInputError
 from noisescale.train import ResizableBatchSampler
 from noisescale.train.shuffling import order_of
+from saved_states import through_a_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SIZES = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), max_size=6)
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def size_function(steps, examples, multiple=1):
