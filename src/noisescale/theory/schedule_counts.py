@@ -9,6 +9,10 @@ from typing import Any
 from noisescale.errors import InvalidInputError
 
 
+COUNTS = ("milestones", "decay_steps", "points")
+"""Keys of a schedule that count steps."""
+
+
 def recounted(
     schedule: Mapping[str, Any] | None, count: Callable[[float], float]
 ) -> dict[str, Any] | None:

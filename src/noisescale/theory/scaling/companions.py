@@ -1,0 +1,242 @@
+"""What goes with the rate: decay, averages and clipping, each by a rule of its own.
+
+Every function takes the old recipe and the new one as the rate's rule left it, and returns the
+changes of the keys that the recipe has: none for an absent key, and an unchanged value where the
+rule looked and left it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from noisescale.records import Change, Recipe
+from noisescale.theory.averages import BELOW_ONE, decay_of_forgetting, forgetting
+from noisescale.theory.clipping import clip_at, clip_per_example
+from noisescale.theory.per_example import shrinkage_unit
+from noisescale.theory.scaling.lengths import cadence, length, schedule, warmup
+from noisescale.theory.scaling.rule import Facts, Rule, shown
+from noisescale.theory.scaling.stability import noise_factor
+
+COUPLED = ("sgd", "adam", "rmsprop", "lars")
+"""Optimizers whose weight decay is added to the gradient. (paper: torch's documentation)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A rule of one key.
+
+    Attributes:
+        rule: its name.
+        source: paper and section.
+        status: ``paper``, ``measured`` or ``assumed``.
+        validity: where it holds.
+    """
+
+    rule: str
+    source: str
+    status: str
+    validity: str
+
+    def change(self, name: str, old: float, new: float, why: str) -> Change:
+        """Return the change of a key by this rule."""
+        return Change(
+            name=name,
+            old=old,
+            new=new,
+            rule=self.rule,
+            source=self.source,
+            validity=self.validity,
+            why=why,
+            status=self.status,
+        )
+
+
+DECOUPLED_DECAY = Companion(
+    rule="weight-decay-timescale",
+    source="Wang and Aitchison 2024 (arXiv:2405.13698), sec. 3",
+    status="paper",
+    validity="decay beside the gradient (AdamW, Lion, LAMB); any batch size",
+)
+COUPLED_DECAY = Companion(
+    rule="weight-decay-timescale",
+    source="Li, Lyu and Arora 2020 (arXiv:2010.02916), sec. 3; SGD as in Goyal et al. 2017, sec. 3",
+    status="paper",
+    validity=(
+        "weights before a normalisation layer, whose decay sets their effective rate; for others"
+        " the decay is part of the loss, whose minimum moves where the value does: keep it there"
+    ),
+)
+EMA = Companion(
+    rule="ema-half-life",
+    source="Busbridge et al. 2023 (arXiv:2307.13813), sec. 3",
+    status="paper",
+    validity="while the rate follows its own rule and the average is short beside the training",
+)
+BATCH_NORM = Companion(
+    rule="batchnorm-half-life",
+    source="the EMA rule of Busbridge et al. 2023 (arXiv:2307.13813), for running statistics",
+    status="assumed",
+    validity=(
+        "where one device's pass grows as the global batch does; with more passes or devices of"
+        " the same size keep the old value"
+    ),
+)
+CLIPPING = Companion(
+    rule="clip-share",
+    source="McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.10",
+    status="assumed",
+    validity="while |g_B| varies little about its root mean square |G| sqrt(1 + Bn/B)",
+)
+
+
+def weight_decay(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
+    """Keep the share of the weights that decay takes per example: wd' = wd u(old)/u(new).
+
+    u is lr (1 - d)/((1 - m) B) for SGD, so wd stays under the linear rule and grows by sqrt(kappa)
+    under the square root; lr/B for AdamW, so wd grows by sqrt(kappa) under the square root and by
+    kappa at a fixed rate; Adam's coupled decay stays under the square root.
+
+    Args:
+        old: the recipe before.
+        new: the one that the rate's rule made.
+        facts: not used.
+    """
+    del facts
+    if old.weight_decay is None:
+        return ()
+    # The order keeps a ratio of equals at exactly 1.
+    value = old.weight_decay * (shrinkage_unit(old) / shrinkage_unit(new))
+    share = old.weight_decay * shrinkage_unit(old)
+    rule = COUPLED_DECAY if old.optimizer in COUPLED else DECOUPLED_DECAY
+    why = f"the share of the weights that decay takes per {_one(old)} stays {shown(share)}"
+    return (rule.change("weight_decay", old.weight_decay, value, why),)
+
+
+def ema_decay(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
+    """Keep the half-life of the average of the weights: rho' = rho^kappa.
+
+    Args:
+        old: the recipe before.
+        new: its batch size is used.
+        facts: not used.
+    """
+    del facts
+    if old.ema_decay is None:
+        return ()
+    rate = forgetting(decay=old.ema_decay, batch_size=old.batch_size)
+    value = decay_of_forgetting(rate=rate, batch_size=new.batch_size)
+    why = f"{shown(old.ema_decay)} to the power {_factor(old, new)}: {_half_life(old, rate)}"
+    return (EMA.change("ema_decay", old.ema_decay, value, why),)
+
+
+def batchnorm_momentum(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
+    """Keep the half-life of BatchNorm's statistics: p' = 1 - (1 - p)^kappa.
+
+    torch's momentum p is the weight of the new value.
+
+    Args:
+        old: the recipe before.
+        new: its batch size is used.
+        facts: not used.
+    """
+    del facts
+    p = old.batchnorm_momentum
+    if p is None:
+        return ()
+    factor = new.batch_size / old.batch_size
+    value = min(-math.expm1(factor * math.log1p(-p)), BELOW_ONE)
+    rate = -math.log1p(-p) / old.batch_size
+    why = f"1 - (1 - {shown(p)})^{shown(factor)}, since torch's momentum is the new value's weight"
+    if p:
+        why += f": {_half_life(old, rate)}"
+    return (BATCH_NORM.change("batchnorm_momentum", p, value, why),)
+
+
+def clip_norm(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
+    """Keep the share of clipped steps: clip' = clip sqrt((1 + Bn/B')/(1 + Bn/B)).
+
+    Args:
+        old: the recipe before.
+        new: its batch size is used.
+        facts: without a noise scale the threshold is left alone.
+    """
+    clip, scale = old.clip_norm, facts.noise_scale
+    if clip is None:
+        return ()
+    if scale is None:
+        factor = math.sqrt(old.batch_size / new.batch_size)
+        why = (
+            "kept: how the norm of the gradient changes is known only with a noise scale; up to"
+            f" {shown(factor)} times, which it is where noise dominates"
+        )
+        return (CLIPPING.change("clip_norm", clip, clip, why),)
+    each = clip_per_example(clip_norm=clip, batch_size=old.batch_size, noise_scale=scale)
+    value = clip_at(per_example=each, batch_size=new.batch_size, noise_scale=scale)
+    why = (
+        f"with noise scale {shown(scale)} the gradient of a batch is {shown(value / clip)} times"
+        " as long"
+    )
+    return (CLIPPING.change("clip_norm", clip, value, why),)
+
+
+def clock_of(rule: Rule, old: Recipe, new: Recipe, facts: Facts) -> float:
+    """Return how many old steps one new step counts for.
+
+    The new batch over the old one: schedules count examples. Under AdaScale its gain
+    (1 + Bn/B)/(1 + Bn/B'), so that the gains of all steps sum up to the old steps.
+
+    Args:
+        rule: of the rate.
+        old: the recipe before.
+        new: its batch size is used.
+        facts: AdaScale's noise scale.
+
+    Source: Johnson et al. 2020 (arXiv:2007.05105), algorithm 1.
+    """
+    if rule.name == "adascale" and facts.noise_scale is not None:
+        return noise_factor(noise_scale=facts.noise_scale, old=old.batch_size, new=new.batch_size)
+    return new.batch_size / old.batch_size
+
+
+VALUES: tuple[Callable[[Recipe, Recipe, Facts], tuple[Change, ...]], ...] = (
+    weight_decay,
+    ema_decay,
+    batchnorm_momentum,
+    clip_norm,
+)
+
+
+def companions(
+    old: Recipe, new: Recipe, facts: Facts | None = None, clock: float | None = None
+) -> tuple[Change, ...]:
+    """Return what goes with a rate that a rule has restated.
+
+    Args:
+        old: the recipe before.
+        new: the one that the rate's rule made: batch size, rate and averages.
+        facts: what is known besides.
+        clock: old steps that a new one counts for (:func:`clock_of`); the new batch over the old
+            one by default.
+
+    Returns:
+        One change for each key that the recipe has; ``old == new`` where it stays.
+    """
+    ratio = new.batch_size / old.batch_size
+    found = [change for value in VALUES for change in value(old, new, facts or Facts())]
+    for count in (warmup, length, schedule):
+        found += count(old, new, ratio if clock is None else clock)
+    return (*found, *cadence(old, new))
+
+
+def _one(recipe: Recipe) -> str:
+    return recipe.unit.removesuffix("s")
+
+
+def _factor(old: Recipe, new: Recipe) -> str:
+    return shown(new.batch_size / old.batch_size)
+
+
+def _half_life(recipe: Recipe, rate: float) -> str:
+    return f"the half-life stays {shown(math.log(2) / rate)} {recipe.unit}"
