@@ -6,8 +6,8 @@ Bounds, fixed before the first run: on 5 million parameters (a transformer's sha
 LARS costs at most 2.2 times one of SGD with momentum, one of LAMB at most 1.8 times one of AdamW,
 both foreach; a whole training step of a GPT costs at most 1.05 times that with SGD or AdamW. The
 baselines have the same settings: with decay and without. All are timed in turn, round by round;
-the ratio is the median over the rounds of the ratios within a round. torch's fused AdamW and,
-where it is installed, pytorch_optimizer are shown beside, without a bound. Every size of chunk
+the ratio is the median over the rounds of the ratios within a round. The per-example optimizers,
+torch's fused AdamW and, where it is installed, pytorch_optimizer are shown beside, without a bound. Every size of chunk
 that LARS and LAMB might use on the processor is timed last.
 """
 
@@ -25,7 +25,7 @@ import torch
 from overhead_models import Gpt
 from torch import nn
 
-from noisescale.train import LAMB, LARS
+from noisescale.train import LAMB, LARS, PerExampleAdamW, PerExampleSGD
 from noisescale.train.layerwise import CHUNK_ELEMENTS
 
 Step = Callable[[], object]
@@ -62,6 +62,10 @@ def optimizer_steps() -> dict[str, Step]:
         "adamw fused": torch.optim.AdamW(weights(), fused=True),
         "lamb no decay": LAMB(weights(), weight_decay=0.0),
         "lamb": LAMB(weights()),
+        "per-example sgd": PerExampleSGD(weights(), 1e-3, momentum_half_life=200, batch_size=32),
+        "per-example adamw": PerExampleAdamW(
+            weights(), 1e-4, half_lives=(200, 20_000), weight_shrinkage=1e-6, batch_size=32
+        ),
     }
     if importlib.util.find_spec("pytorch_optimizer"):
         import pytorch_optimizer
@@ -126,6 +130,8 @@ def judge(times: dict[str, list[float]]) -> list[dict[str, object]]:
         ("lamb no decay", "adamw no decay", BOUND["lamb"]),
         ("lamb", "adamw", BOUND["lamb"]),
         ("lamb", "adamw fused", None),
+        ("per-example sgd", "sgd", None),
+        ("per-example adamw", "adamw", None),
         ("pytorch_optimizer lars decay", "sgd decay", None),
         ("pytorch_optimizer lamb", "adamw", None),
         ("gpt lars", "gpt sgd", BOUND["gpt"]),

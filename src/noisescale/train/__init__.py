@@ -13,6 +13,8 @@ from noisescale.train.ghost_batch_norm import (
 from noisescale.train.lamb import LAMB
 from noisescale.train.lars import LARS
 from noisescale.train.layerwise import biases_and_norms
+from noisescale.train.per_example_adamw import PerExampleAdamW
+from noisescale.train.per_example_sgd import PerExampleSGD
 
 __all__ = [
     "LAMB",
@@ -24,6 +26,8 @@ __all__ = [
     "GhostBatchNorm3d",
     "GradientAccumulation",
     "GradientMoments",
+    "PerExampleAdamW",
+    "PerExampleSGD",
     "ResizableBatchSampler",
     "biases_and_norms",
     "convert_ghost_batch_norm",
