@@ -73,8 +73,23 @@ def already_scaled(data: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _walk(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, Any]]:
-    for key, value in data.items():
+def computed_rate(data: Mapping[str, Any]) -> str | None:
+    """Return the key and text of a rate that is computed from the batch size or devices.
+
+    >>> computed_rate({"optimizer": {"lr": "0.1 * world_size"}})
+    "optimizer.lr '0.1 * world_size'"
+    """
+    for place, key, value in _walk(data):
+        if _is_computed(key.lower(), value):
+            return f"{place} '{_word(value)}'"
+    return None
+
+
+def _walk(data: Any, above: str = "") -> Iterator[tuple[str, str, Any]]:
+    if isinstance(data, Mapping) and (data.get("enabled") is False or data.get("enable") is False):
+        return
+    items = data.items() if isinstance(data, Mapping) else enumerate(data)
+    for key, value in items:
         name = f"{above}{key}"
         if str(key).lower() in _SWITCHES and isinstance(value, Mapping):
             # mmengine's table: its reference size counts only when it is switched on.
@@ -84,22 +99,27 @@ def _walk(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, 
                 yield name, str(key), bool(value)
             continue
         yield name, str(key), value
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping | list):
             yield from _walk(value, f"{name}.")
 
 
 def _reason(key: str, value: Any) -> str | None:
     after = "when the training starts."
-    if key in _SWITCHES and _is_on(value):
+    # SimpleTuner's switch; as a number lr_scale is a factor, such as a layer's.
+    if (key in _SWITCHES and _is_on(value)) or (key == "lr_scale" and value is True):
         return f" is {_word(value)}: the rate is scaled with the batch size {after}"
     if key in _RULES and _is_on(value) and isinstance(value, str | bool):
         return f" is {_word(value)}: the rate is scaled by this rule {after}"
     if key in _REFERENCES and _is_on(value) and not isinstance(value, Mapping):
         return f" is {_word(value)}: the rate is meant for this size and is scaled from it {after}"
-    is_rate = _RATE.fullmatch(key) and isinstance(value, str)
-    if is_rate and _SIGN.search(value) and _SIZES.search(value):
+    if _is_computed(key, value):
         return f" is {_word(value)}: the rate is computed from the batch size or devices {after}"
     return None
+
+
+def _is_computed(key: str, value: Any) -> bool:
+    is_rate = isinstance(value, str) and _RATE.fullmatch(key) is not None
+    return is_rate and bool(_SIGN.search(value) and _SIZES.search(value))
 
 
 def _is_on(value: Any) -> bool:

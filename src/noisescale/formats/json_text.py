@@ -61,7 +61,7 @@ def edit_json(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
         The text with these values; all else is as before.
 
     >>> edit_json('{"lr":  0.1, "n": [1, 2]}', {("lr",): 0.2, ("n", 1): 3, ("k",): None})
-    '{"lr":  0.2, "n": [1, 3], "k":  null}'
+    '{"lr":  0.2, "n": [1, 3], "k": null}'
     """
     for place, value in changes.items():
         text = _set(text, _scan(text, _past_space(text, 0)), place, value)

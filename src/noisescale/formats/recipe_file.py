@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
-from noisescale.formats.already_scaled import already_scaled
+from noisescale.formats.already_scaled import already_scaled, computed_rate
 from noisescale.formats.detection import KINDS, detected_kind
 from noisescale.formats.document import Document, Path_, read_document
 from noisescale.formats.keys import Keys
@@ -99,7 +99,7 @@ def read_recipe(
     chosen = kind or detected_kind(document.data, document.path)
     notes: list[str] = []
     keys = Keys(document.data, document.path, notes)
-    reading = _reader(chosen)(keys, world_size, dataset_size)
+    reading = _read(chosen, keys, document, world_size, dataset_size)
     recipe = _recipe(document.path, chosen, reading, dict(given or {}))
     scaled = already_scaled(document.data) or reading.already_scaled
     return RecipeFile(
@@ -119,6 +119,23 @@ def read_recipe(
         dataset_size=dataset_size,
         given=dict(given or {}),
     )
+
+
+def _read(
+    kind: str, keys: Keys, document: Document, world_size: int | None, dataset_size: int | None
+) -> Reading:
+    """Read the keys of a kind; say it where the rate is no number since it is computed."""
+    try:
+        return _reader(kind)(keys, world_size, dataset_size)
+    except InvalidInputError:
+        computed = computed_rate(document.data)
+        if computed is None:
+            raise
+        raise InvalidInputError(
+            f"{document.path}: {computed}",
+            "the rate is computed from the batch size or devices when the training starts",
+            "nothing is to be scaled; to convert it, write the number that it comes to",
+        ) from None
 
 
 def _reader(kind: str) -> Callable[[Keys, int | None, int | None], Reading]:

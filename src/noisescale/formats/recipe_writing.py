@@ -146,7 +146,7 @@ def _resplit(file: RecipeFile, split: Split, batch_size: int) -> tuple[int, int]
         raise InvalidInputError(
             f"{file.path}: batch size {batch_size} over {split.world_size} devices",
             f"a multiple of {split.world_size} is required",
-            f"take {max(each, 1) * split.world_size} or {(each + 1) * split.world_size}",
+            f"take {max(each, 1) * split.world_size} or {max(each + 1, 2) * split.world_size}",
         )
     # Passes of half the old size still use the device; smaller ones are for the user to choose.
     for micro in range(min(split.micro, each), (split.micro - 1) // 2, -1):
@@ -192,7 +192,7 @@ def _with_edits(data: Any, edits: Mapping[Path_, Any], syntax: str) -> Any:
 
 
 def _below(table: Any, key: str | int) -> Any:
-    return table[key] if isinstance(table, list) else table.setdefault(key, {})
+    return table[key] if isinstance(key, int) else table.setdefault(key, {})
 
 
 def _spelt_out(value: Any) -> Any:

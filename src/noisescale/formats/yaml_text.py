@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ _PLAIN = "tag:yaml.org,2002:"
 _TAGS = frozenset(
     _PLAIN + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 )
+
+_ANCHOR = re.compile(r"&\S+\s+")
 
 
 def parse_yaml(text: str) -> Any:
@@ -108,6 +111,8 @@ def _set(text: str, node: Any, place: tuple[str | int, ...], value: Any) -> str:
         # The mark of a value that is not written may stand behind comments and line ends.
         at = text.index(":", name.end_mark.index) + 1
         return f"{text[:at]} {_spelt(value)}{text[at:]}"
+    if anchor := _ANCHOR.match(text, start, end):
+        start = anchor.end()
     old = text[start:end]
     kept = old[len(old.rstrip()) :]
     return text[:start] + _spelt(value) + kept + text[end:]

@@ -70,7 +70,7 @@ def _places(keys: Keys) -> dict[str, Any]:
 def _refuse_auto(keys: Keys) -> None:
     names = [_TOTAL, _MICRO, _PASSES, "gradient_clipping"]
     for above in ("optimizer.params", "scheduler.params"):
-        names += [f"{above}.{name}" for name in keys.value(above) or ()]
+        names += [f"{above}.{name}" for name in keys.table(above) or ()]
     for name in names:
         if keys.value(name) == "auto":
             raise keys.refused(
