@@ -8,7 +8,6 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError
 
-
 COUNTS = ("milestones", "decay_steps", "points")
 """Keys of a schedule that count steps."""
 

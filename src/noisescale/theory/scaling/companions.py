@@ -8,7 +8,6 @@ rule looked and left it alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from noisescale.records import Change, Recipe
@@ -91,44 +90,60 @@ CLIPPING = Companion(
 )
 
 
-def weight_decay(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
+def weight_decay(
+    old: Recipe, new: Recipe, facts: Facts, clock: float | None = None
+) -> tuple[Change, ...]:
     """Keep the share of the weights that decay takes per example: wd' = wd u(old)/u(new).
 
     u is lr (1 - d)/((1 - m) B) for SGD, so wd stays under the linear rule and grows by sqrt(kappa)
     under the square root; lr/B for AdamW, so wd grows by sqrt(kappa) under the square root and by
-    kappa at a fixed rate; Adam's coupled decay stays under the square root.
+    kappa at a fixed rate; Adam's coupled decay stays under the square root. Under AdaScale the
+    share per old step is kept.
 
     Args:
         old: the recipe before.
         new: the one that the rate's rule made.
         facts: not used.
+        clock: old steps that a new one counts for; the new batch over the old one by default.
     """
     del facts
     if old.weight_decay is None:
         return ()
+    ratio = new.batch_size / old.batch_size
+    faster = 1.0 if clock is None else clock / ratio
     # The order keeps a ratio of equals at exactly 1.
-    value = old.weight_decay * (shrinkage_unit(old) / shrinkage_unit(new))
+    value = old.weight_decay * (shrinkage_unit(old) / shrinkage_unit(new)) * faster
     share = old.weight_decay * shrinkage_unit(old)
     rule = COUPLED_DECAY if old.optimizer in COUPLED else DECOUPLED_DECAY
     why = f"the share of the weights that decay takes per {_one(old)} stays {shown(share)}"
+    if faster != 1.0:
+        why = "the share of the weights that decay takes per old step's worth stays"
     return (rule.change("weight_decay", old.weight_decay, value, why),)
 
 
-def ema_decay(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
-    """Keep the half-life of the average of the weights: rho' = rho^kappa.
+def ema_decay(
+    old: Recipe, new: Recipe, facts: Facts, clock: float | None = None
+) -> tuple[Change, ...]:
+    """Keep the half-life of the average of the weights: rho' = rho^kappa, rho^gain by AdaScale.
 
     Args:
         old: the recipe before.
         new: its batch size is used.
         facts: not used.
+        clock: old steps that a new one counts for; the new batch over the old one by default.
     """
     del facts
-    if old.ema_decay is None:
+    rho = old.ema_decay
+    if rho is None:
         return ()
-    rate = forgetting(decay=old.ema_decay, batch_size=old.batch_size)
-    value = decay_of_forgetting(rate=rate, batch_size=new.batch_size)
-    why = f"{shown(old.ema_decay)} to the power {_factor(old, new)}: {_half_life(old, rate)}"
-    return (EMA.change("ema_decay", old.ema_decay, value, why),)
+    ratio = new.batch_size / old.batch_size
+    power = ratio if clock is None else clock
+    value = decay_of_forgetting(rate=forgetting(decay=rho, batch_size=1), batch_size=power)
+    why = f"{rho:.6g} to the power {shown(power)}"
+    if rho and math.isclose(power, ratio):
+        half_life = old.batch_size * math.log(0.5) / math.log(rho)
+        why += f": the half-life stays {shown(half_life)} {old.unit}"
+    return (EMA.change("ema_decay", rho, value, why),)
 
 
 def batchnorm_momentum(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, ...]:
@@ -147,10 +162,7 @@ def batchnorm_momentum(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, 
         return ()
     factor = new.batch_size / old.batch_size
     value = min(-math.expm1(factor * math.log1p(-p)), BELOW_ONE)
-    rate = -math.log1p(-p) / old.batch_size
     why = f"1 - (1 - {shown(p)})^{shown(factor)}, since torch's momentum is the new value's weight"
-    if p:
-        why += f": {_half_life(old, rate)}"
     return (BATCH_NORM.change("batchnorm_momentum", p, value, why),)
 
 
@@ -200,14 +212,6 @@ def clock_of(rule: Rule, old: Recipe, new: Recipe, facts: Facts) -> float:
     return new.batch_size / old.batch_size
 
 
-VALUES: tuple[Callable[[Recipe, Recipe, Facts], tuple[Change, ...]], ...] = (
-    weight_decay,
-    ema_decay,
-    batchnorm_momentum,
-    clip_norm,
-)
-
-
 def companions(
     old: Recipe, new: Recipe, facts: Facts | None = None, clock: float | None = None
 ) -> tuple[Change, ...]:
@@ -223,20 +227,19 @@ def companions(
     Returns:
         One change for each key that the recipe has; ``old == new`` where it stays.
     """
-    ratio = new.batch_size / old.batch_size
-    found = [change for value in VALUES for change in value(old, new, facts or Facts())]
-    for count in (warmup, length, schedule):
-        found += count(old, new, ratio if clock is None else clock)
-    return (*found, *cadence(old, new))
+    facts = facts or Facts()
+    counted = new.batch_size / old.batch_size if clock is None else clock
+    return (
+        *weight_decay(old, new, facts, clock),
+        *ema_decay(old, new, facts, clock),
+        *batchnorm_momentum(old, new, facts),
+        *clip_norm(old, new, facts),
+        *warmup(old, new, counted),
+        *length(old, new, counted),
+        *schedule(old, new, counted),
+        *cadence(old, new),
+    )
 
 
 def _one(recipe: Recipe) -> str:
     return recipe.unit.removesuffix("s")
-
-
-def _factor(old: Recipe, new: Recipe) -> str:
-    return shown(new.batch_size / old.batch_size)
-
-
-def _half_life(recipe: Recipe, rate: float) -> str:
-    return f"the half-life stays {shown(math.log(2) / rate)} {recipe.unit}"

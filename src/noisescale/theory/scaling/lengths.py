@@ -74,8 +74,8 @@ def warmup(old: Recipe, new: Recipe, clock: float) -> tuple[Change, ...]:
     raised = least > after * (1 + 1e-12)
     steps = least if raised else after
     why = (
-        f"{shown(after)} steps would be too few: {shown(steps)} of at least"
-        f" {shown(fewest_warmup_steps(new))} that the optimizer's averages need"
+        f"{shown(after)} steps would be too few, since the optimizer's averages need"
+        f" {shown(fewest_warmup_steps(new))}: {math.ceil(steps)} of the old {shown(before)} stay"
         if raised
         else f"the warm-up ends after {_before(old, new, clock)}"
     )
