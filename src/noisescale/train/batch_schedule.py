@@ -32,14 +32,18 @@ class PlannedSizes(Protocol):
 
 @runtime_checkable
 class Controller(Protocol):
-    """Decides during the training, from the noise scale or anything else."""
+    """Decides from the noise scale, as :class:`noisescale.plan.schedule.noise_driven.NoiseDriven`.
 
-    def next_batch_size(self, position: int) -> int:
-        """Return the global batch size wanted from here on.
+    Attributes:
+        batch_size: the present global batch size.
+        unit: what it counts.
+    """
 
-        It is asked once after every update; the first update has the size that the sampler or
-        the accumulation was made with.
-        """
+    batch_size: int
+    unit: str
+
+    def update(self, noise: Any) -> Any:
+        """Take a measurement, or None, and set ``batch_size``."""
 
 
 class BatchSizeSchedule:
@@ -49,9 +53,8 @@ class BatchSizeSchedule:
     examples trained on: a step takes the size and the rate that hold where it begins. The state
     includes the sampler's or the accumulation's.
 
-    Sizes that are decided during the training (by a controller) take effect at the next update of
-    an accumulation, and ``lead`` batches later in a sampler. With several processes the first one
-    decides.
+    What a controller decides takes effect at the next update of an accumulation, and ``lead``
+    batches later in a sampler. With several processes the first one decides for all.
 
     Attributes:
         position: where the next step begins, in ``unit``.
@@ -60,7 +63,7 @@ class BatchSizeSchedule:
 
     Args:
         plan: a schedule record (sizes and rates by position), a function from position to size,
-            which must say the same whenever it is asked, or a :class:`Controller`.
+            which must say the same whenever it is asked, or a controller driven by noise.
         driven: the sampler of the loop's loader, or the accumulation.
         optimizer: whose learning rates are set; None leaves rates alone.
         coupling: ``plan`` (the plan's rate; the default where it has one), ``linear`` or
@@ -70,6 +73,9 @@ class BatchSizeSchedule:
         reference_lr: the plan's rate at which each group has its own rate; by default the rate
             of the optimizer's first group, which then follows the plan exactly.
         sequence_length: tokens per example, where the plan counts tokens.
+        noise: for a controller: a noise scale, or a function that gives one or None, such as
+            ``meter.estimate``; called on every process.
+        every: updates from one question to the controller to the next.
 
     Raises:
         InvalidInputError: an argument is out of its range, the unit does not fit, or a size of
@@ -97,14 +103,15 @@ class BatchSizeSchedule:
         coupling: str | None = None,
         reference_lr: float | None = None,
         sequence_length: int | None = None,
+        noise: Any = None,
+        every: int = 100,
     ) -> None:
         self._plan, self._driven, self._optimizer = plan, driven, optimizer
         self.unit = str(getattr(plan, "unit", "examples"))
         self._per_example = _per_example(self.unit, sequence_length)
         self.updates = 0
-        if not isinstance(plan, Controller):
-            self._check_pieces()
-            driven.follow(self._examples_at)
+        self._noise, self._every = noise, whole("every", every)
+        self._begin()
         self._first_size = driven.nominal_batch_size
         self.coupling = _coupling(coupling, optimizer, plan)
         self._base_rates = [] if optimizer is None else _own_rates(optimizer)
@@ -140,8 +147,8 @@ class BatchSizeSchedule:
         """
         self._driven.advance()
         self.updates += 1
-        if isinstance(self._plan, Controller):
-            self._decide()
+        if isinstance(self._plan, Controller) and self.updates % self._every == 0:
+            self._decide(self._plan)
         self._set_rates()
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,10 +226,26 @@ class BatchSizeSchedule:
         for piece in getattr(self._plan, "pieces", ()):
             self._driven.check_batch_size(self._in_examples(piece.batch_size))
 
-    def _decide(self) -> None:
-        assert isinstance(self._plan, Controller)
-        wanted = as_the_first_says(self._plan.next_batch_size(self.position))
-        size = self._in_examples(wanted)
+    def _begin(self) -> None:
+        plan, driven = self._plan, self._driven
+        if isinstance(plan, Controller) != (self._noise is not None):
+            raise InvalidInputError(
+                "a controller without noise" if self._noise is None else "noise for a fixed plan",
+                "a controller and its noise scale go together",
+                "give noise=meter.estimate" if self._noise is None else "leave noise out",
+            )
+        if not isinstance(plan, Controller):
+            self._check_pieces()
+            driven.follow(self._examples_at)
+        elif isinstance(driven, ResizableBatchSampler):
+            driven.set_batch_size(self._in_examples(plan.batch_size), at=driven.position)
+        else:
+            driven.set_batch_size(self._in_examples(plan.batch_size))
+
+    def _decide(self, controller: Controller) -> None:
+        controller.update(self._noise() if callable(self._noise) else self._noise)
+        controller.batch_size = as_the_first_says(controller.batch_size)
+        size = self._in_examples(controller.batch_size)
         if size != self._driven.last_asked:
             self._driven.set_batch_size(size)
 
