@@ -10,6 +10,7 @@ from noisescale.records.advice import (
     RateCheck,
     RateTrial,
 )
+from noisescale.records.audit import Audit, AuditCause, AuditClipping, AuditGroup, AuditReplicas
 from noisescale.records.batch import BatchSplit
 from noisescale.records.branch import BranchPoint, BranchResult, BranchRow
 from noisescale.records.calibration import Calibration
@@ -64,6 +65,11 @@ from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialRes
 __all__ = [
     "Advice",
     "AdviceRow",
+    "Audit",
+    "AuditCause",
+    "AuditClipping",
+    "AuditGroup",
+    "AuditReplicas",
     "Alternative",
     "BatchPiece",
     "BatchSchedule",

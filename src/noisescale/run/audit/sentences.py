@@ -1,0 +1,120 @@
+"""What was tried and what it gave, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from noisescale.run.audit.fit import Fit
+from noisescale.run.audit.mixing import Mixers
+
+REMEDIES = {
+    "token_mean": (
+        "add up the loss of all that counts, and divide by its number in the whole batch, over"
+        " all micro-batches and replicas"
+    ),
+    "sum": (
+        "return the mean over the examples; if the sum is meant, add micro-batches without"
+        " dividing and sum over replicas"
+    ),
+    "partial_window": (
+        "weight every micro-batch by its number of examples, or take a micro-batch size that"
+        " divides the batch"
+    ),
+    "batch_norm": (
+        "keep the number of examples that it normalises over: GroupNorm or LayerNorm, ghost"
+        " batches of one size, frozen statistics, or SyncBatchNorm between replicas"
+    ),
+    "mixing": (
+        "let the loss see the whole batch: gather over replicas, cache representations over"
+        " micro-batches; else count the micro-batch as its batch size"
+    ),
+    "state": "update such buffers once per optimizer step, after the last micro-batch",
+    "dropout": "none is needed: on average over masks both are equal; compare several seeds",
+    "random": "none is needed: on average over draws both are equal; compare several seeds",
+    "replicas": "call the model itself in the loss, so that DistributedDataParallel sees it",
+    "unexplained": "compare the groups below, and the passes one by one",
+}
+_MOST = 6
+
+
+def summed(kind: str, times: float | None, count: int) -> str:
+    """A loss whose size depends on the size of the batch."""
+    if kind == "sum":
+        share = f"1/{count}"
+        return (
+            "the gradient of one pass is the sum of its parts', not a mean: averaging them gives"
+            f" {share} of it"
+        )
+    size = "another size" if times is None else f"{times:.3g} times its size"
+    return f"the mean of the parts' gradients points where that of one pass does, at {size}"
+
+
+def weighted(fit: Fit, counted: str | None) -> str:
+    """A mean over something else than examples."""
+    shown = ", ".join(f"{weight:.3g}" for weight in fit.weights[:_MOST])
+    more = ", ..." if len(fit.weights) > _MOST else ""
+    text = f"weighted {shown}{more} the parts give the gradient of one pass"
+    if counted is not None:
+        text += f"; the weights go as {counted}"
+    if fit.empty:
+        numbers = ", ".join(str(index + 1) for index in fit.empty[:_MOST])
+        text += f"; part {numbers} has nothing that counts, and its loss is not finite"
+    return text
+
+
+def partial(lengths: Sequence[int]) -> str:
+    """A last part of another size."""
+    times = lengths[0] / lengths[-1]
+    return (
+        f"the mean over {len(lengths)} micro-batches gives each of the last"
+        f" {lengths[-1]} examples {times:.3g} times the weight of the others; weighted by examples"
+        " the last one does no harm"
+    )
+
+
+def batch_norm() -> str:
+    """BatchNorm, by restoring equality."""
+    return "normalising by the statistics of the whole batch makes both equal"
+
+
+def batch_norm_tried() -> str:
+    """BatchNorm, where nothing restores equality."""
+    return "its output for an example changes when half of the batch is left out"
+
+
+def mixing(mixers: Mixers, *, frozen: bool, order_matters: bool) -> str:
+    """A loss or model in which examples meet."""
+    besides = "with BatchNorm frozen too, " if frozen else ""
+    text = f"{besides}no weights of the parts give the gradient of one pass"
+    if mixers.modules:
+        text += "; modules give an example another output when half of the batch is left out"
+    elif mixers.model_keeps_apart:
+        text += "; the model keeps examples apart, so the loss mixes them"
+    else:
+        text += ": the loss or the model mixes the examples"
+    if order_matters:
+        text += ", and their order matters"
+    return text
+
+
+def state(moved: Sequence[str]) -> str:
+    """Buffers that change from pass to pass."""
+    what = "a buffer that changes" if len(moved) == 1 else f"{len(moved)} buffers that change"
+    return f"with {what} in every pass put back after each micro-batch both are equal"
+
+
+def dropout(*, separable: bool) -> str:
+    """Dropout, by p = 0."""
+    if separable:
+        return "with p = 0 no random number matters, and the rest of the audit is exact"
+    return "its modules draw random numbers, and another seed changes the gradient"
+
+
+def random(quiet: str | None, *, seeds: int) -> str:
+    """Other random numbers."""
+    if quiet == "modes":
+        return "in evaluation mode, BatchNorm aside, no random number matters"
+    return (
+        "another seed changes the gradient, and neither p = 0 nor evaluation mode stops it:"
+        f" the rest of the audit rests on means over {seeds} seeds"
+    )
