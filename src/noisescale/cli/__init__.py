@@ -70,7 +70,9 @@ def _as_one_line(problem: click.ClickException) -> str:
         remedy = f"did you mean {' or '.join(sorted(close))}?" if close else see
         return f"{problem.option_name}: there is no such option; {remedy}"
     if isinstance(problem, click.MissingParameter):
-        name = problem.param.human_readable_name if problem.param is not None else "argument"
+        name = "argument" if problem.param is None else problem.param.human_readable_name
+        if isinstance(problem.param, click.Option):
+            name = max(problem.param.opts, key=len)
         return f"{name}: it is required and missing; {see}"
     words = problem.format_message().rstrip(".")
     return f"{where}: {words[:1].lower()}{words[1:]}; {see}"

@@ -30,6 +30,11 @@ _POSITIVE = Number(float, 0, above=True)
     "--old-batch-size", type=COUNT, help="Global batch size of the file, where it does not say."
 )
 @click.option(
+    "--kind",
+    metavar="NAME",
+    help="Whose keys: noisescale, transformers, deepspeed, lightning or timm; else told by them.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,

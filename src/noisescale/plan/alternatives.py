@@ -26,12 +26,12 @@ def alternatives(
         best: the recommended rule, which comes first where another was asked for.
 
     Returns:
-        Rules that say something else, or that could say it if more were known.
+        Rules that say something else, then those that could if more were known.
     """
     others = [rule for rule in rules_for(recipe.optimizer_kind) if rule.name != chosen.rule.name]
-    others.sort(key=lambda rule: rule.name != best.name)
-    found = (_alternative(rule, recipe, chosen, facts) for rule in others)
-    return tuple(one for one in found if one is not None)
+    said = (_alternative(rule, recipe, chosen, facts) for rule in others)
+    found = [one for one in said if one is not None]
+    return tuple(sorted(found, key=lambda one: (one.rule != best.name, not one.values)))
 
 
 def conditions(rule: Rule) -> dict[str, str]:

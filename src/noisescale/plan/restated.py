@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from noisescale.records import Change, Recipe
 from noisescale.theory.scaling import Facts, Rule, Scaled
+from noisescale.theory.scaling.companions import clock_of, companions
 
 _SET_BY_RULES = ("lr", "momentum", "dampening", "betas", "alpha", "eps")
 
@@ -33,12 +34,12 @@ def restate(recipe: Recipe, rule: Rule, scaled: Scaled, facts: Facts) -> Restate
     Returns:
         The whole recipe, and each key that was looked at.
     """
-    del facts
-    rows = [_batch_size(recipe, scaled.recipe), *_of_rule(recipe, rule, scaled)]
-    new = scaled.recipe
+    clock = clock_of(rule, recipe, scaled.recipe, facts)
+    others = companions(recipe, scaled.recipe, facts, clock)
+    rows = [_batch_size(recipe, scaled.recipe), *_of_rule(recipe, rule, scaled), *others]
     return Restatement(
         rule=rule,
-        recipe=new,
+        recipe=scaled.recipe.with_changes(**{row.name: row.new for row in others}),
         changes=tuple(row for row in rows if row.old != row.new),
         kept=tuple(row for row in rows if row.old == row.new),
         warnings=tuple(scaled.warnings),

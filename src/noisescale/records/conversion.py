@@ -100,6 +100,7 @@ class Conversion(Record):
         kept: keys that a rule looked at and left alone, with the reason.
         alternatives: what other rules say, the recommended one first if another was asked for.
         warnings: what may go wrong.
+        notes: what the reader of the recipe's file assumed, or did not understand.
     """
 
     recipe: Recipe
@@ -121,6 +122,7 @@ class Conversion(Record):
     kept: tuple[Change, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from noisescale.records import Alternative, Change, Conversion
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_NARROW = 72  # columns; assumed: below it five columns of a table leave a few letters each
-_PAPER = re.compile(r"[A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)? \d{4}")
-_LABEL = 24  # columns; assumed: longer names of keys are folded
+_Row = tuple[str, str, str, str, str]
+_GAPS = 10  # columns between the five of the table and, as rich counts, at its ends
+_PAPER = re.compile(r"(?:[A-Z][\w-]+, )*[A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)? \d{4}")
 
 
 def render_conversion(conversion: Conversion, console: Console | None = None) -> None:
@@ -30,7 +30,7 @@ def render_conversion(conversion: Conversion, console: Console | None = None) ->
     parts = [*_head(conversion), *_changes(conversion, console)]
     if not conversion.unchanged:
         parts += [*_why(conversion), *_kept(conversion.kept), *_others(conversion)]
-    terminal._show(console, parts + terminal._warnings(conversion.warnings))
+    terminal._show(console, parts + _cautions(conversion))
 
 
 def render_conversion_briefly(conversion: Conversion, console: Console | None = None) -> None:
@@ -41,7 +41,13 @@ def render_conversion_briefly(conversion: Conversion, console: Console | None = 
         console: where to print; standard output by default.
     """
     parts = [*_head(conversion), *_changes(conversion, console)]
-    terminal._show(console, parts + terminal._warnings(conversion.warnings))
+    terminal._show(console, parts + _cautions(conversion))
+
+
+def _cautions(conversion: Conversion) -> list[RenderableType]:
+    sentences = [wording.sentence(text) for text in conversion.warnings]
+    notes = [wording.sentence(text) for text in conversion.notes]
+    return terminal._warnings(sentences) + terminal._bullets(notes, "Note:", "dim")
 
 
 def _head(conversion: Conversion) -> list[RenderableType]:
@@ -55,38 +61,63 @@ def _changes(conversion: Conversion, console: Console | None) -> list[Renderable
 
     if not conversion.changes:
         return []
-    if (console or Console()).width < _NARROW:
-        return [*_stacked(conversion.changes), ""]
-    return [_table(conversion.changes), ""]
+    rows = list(_rows(conversion))
+    if sum(_least_widths(rows)) + _GAPS > (console or Console()).width:
+        return [*_stacked(rows), ""]
+    return [_table(rows), ""]
 
 
-def _table(changes: Sequence[Change]) -> Table:
+def _least_widths(rows: Sequence[_Row]) -> list[int]:
+    """Return the columns that each part of a table needs: names and numbers whole, else words."""
+    names, old, new, *folded = zip(*rows, strict=True)
+    words = [max(len(word) for text in texts for word in text.split()) for texts in folded]
+    return [*(max(map(len, texts)) for texts in (names, old, new)), *words]
+
+
+def _table(rows: Sequence[_Row]) -> Table:
     table = terminal._grid("what", "old", "new", "rule", "source")
-    table.columns[0].max_width = _LABEL
-    for column in table.columns[3:]:
-        column.justify = "left"
-    # Numbers are what is read and copied, and a rule's name is an argument: sources are folded.
-    for column in table.columns[1:4]:
+    # Names and numbers are what is read and copied: the rest is folded where there is no room.
+    for column in table.columns[:3]:
         column.no_wrap = True
-    for change in changes:
+    for column, width in zip(table.columns[3:], _least_widths(rows)[3:], strict=True):
+        column.justify, column.min_width = "left", width
+    for name, old, new, rule, source in rows:
         table.add_row(
-            terminal._styled(label(change)),
-            value(change.old),
-            terminal._styled(value(change.new), "bold cyan"),
-            change.rule,
-            terminal._styled(change.source, "dim"),
+            terminal._styled(name),
+            old,
+            terminal._styled(new, "bold cyan"),
+            rule,
+            terminal._styled(source, "dim"),
         )
     return table
 
 
-def _stacked(changes: Sequence[Change]) -> list[RenderableType]:
+def _stacked(rows: Sequence[_Row]) -> list[RenderableType]:
     """One change below the other, where a table has no room."""
     lines: list[RenderableType] = []
-    for change in changes:
-        line = terminal._line(f"{label(change)} ", f"{value(change.old)} -> ")
-        lines.append(line.append(value(change.new), style="bold cyan"))
-        lines.append(terminal._styled(f"  {change.rule}: {change.source}", "dim"))
+    for name, old, new, rule, source in rows:
+        lines.append(terminal._line(f"{name} ", f"{old} -> ").append(new, style="bold cyan"))
+        lines.append(terminal._styled(f"  {rule}: {source}", "dim"))
     return lines
+
+
+def _rows(conversion: Conversion) -> Iterator[_Row]:
+    """Give each change its name, values, rule and paper; of a table only what differs in it."""
+    for row in conversion.changes:
+        # Only the rate's rule can be asked for by name; the others are words, and fold as such.
+        rule = row.rule if row.rule == conversion.rule else row.rule.replace("-", " ")
+        for name, old, new in _values(row):
+            yield name, value(old), value(new), rule, _paper(row.source)
+
+
+def _values(row: Change) -> Iterator[tuple[str, Any, Any]]:
+    if not (isinstance(row.old, dict) and isinstance(row.new, dict)):
+        yield label(row), row.old, row.new
+        return
+    for key in (*row.new, *(key for key in row.old if key not in row.new)):
+        old, new = row.old.get(key), row.new.get(key)
+        if old != new:
+            yield f"{label(row)}.{key}", old, new
 
 
 def _why(conversion: Conversion) -> list[RenderableType]:
@@ -97,9 +128,11 @@ def _why(conversion: Conversion) -> list[RenderableType]:
         ("It keeps: ", f"{conversion.preserves}."),
         ("It assumes: ", f"{conversion.assumption}."),
         (f"It holds ({conversion.status}): ", f"{conversion.validity}."),
-        *((f"{row.name}: ", f"{row.why}.") for row in rows),
     ):
         table.add_row("-", terminal._line(name, text))
+    for row in rows:
+        text = terminal._line(f"{label(row)}: ", f"{row.why}. ")
+        table.add_row("-", text.append(f"({row.status}: {row.source})", style="dim"))
     return [terminal._styled("Why", "bold"), table, ""]
 
 
@@ -108,7 +141,7 @@ def _kept(kept: Sequence[Change]) -> list[RenderableType]:
         return []
     table = terminal._plain_table()
     for row in kept:
-        table.add_row("-", terminal._line(f"{row.name} {value(row.old)}: ", f"{row.why}."))
+        table.add_row("-", terminal._line(f"{label(row)} {value(row.old)}: ", f"{row.why}."))
     return [terminal._styled("Stays as it is", "bold"), table, ""]
 
 
@@ -135,7 +168,7 @@ def _other(one: Alternative, recommended: bool) -> tuple[Text, Text]:
 
 
 def _paper(source: str) -> str:
-    """Return the first paper that a source names; the rest is in the JSON.
+    """Return the first paper that a source names; the whole stands with the reasons.
 
     >>> _paper("derived from Smith and Le 2018 (arXiv:1710.06451), sec. 4; You et al. 2020")
     'Smith and Le 2018'

@@ -26,6 +26,7 @@ def convert_file(
     replicas: int | None = None,
     old_batch_size: int | None = None,
     dataset_size: int | None = None,
+    kind: str | None = None,
     overrides: Iterable[str] = (),
     target: str | PathLike[str] | None = None,
 ) -> Conversion:
@@ -42,6 +43,8 @@ def convert_file(
         replicas: devices that train together, where the file does not say it.
         old_batch_size: global batch size of the run, where the file does not say it.
         dataset_size: training examples, where the file does not say it.
+        kind: whose keys the file has (``noisescale``, ``transformers``, ``deepspeed``,
+            ``lightning``, ``timm``), where they do not tell.
         overrides: ``key=value`` texts that change the recipe first.
         target: a new file, a copy of the old one with the new values.
 
@@ -55,7 +58,7 @@ def convert_file(
         MissingExtraError: a library that reads or writes this kind of file is not installed.
     """
     given = recipe_changes(parse_overrides(overrides))
-    file = _read(path, replicas, old_batch_size, dataset_size, given)
+    file = _read(path, kind, replicas, old_batch_size, dataset_size, given)
     done = convert(
         file.recipe,
         batch_size=batch_size,
@@ -75,6 +78,7 @@ def convert_file(
 
 def _read(
     path: str | PathLike[str],
+    kind: str | None,
     replicas: int | None,
     old_batch_size: int | None,
     dataset_size: int | None,
@@ -89,21 +93,34 @@ def _read(
                 "they contradict each other",
                 "give one of them",
             )
-    file = read_recipe(path, world_size=replicas, dataset_size=dataset_size, given=given)
+    about: dict[str, Any] = {"kind": kind, "dataset_size": dataset_size, "given": given}
+    file = read_recipe(path, world_size=replicas, **about)
     if file.split is None:
         _refuse_another_batch_size(file, old_batch_size)
         return file
-    if file.world_size is None and old_batch_size is None:
+    if old_batch_size is not None:
+        return read_recipe(path, world_size=_devices(file, old_batch_size), **about)
+    if replicas is None and "batch_size" not in given:
+        _refuse_unknown_devices(file)
+    return file
+
+
+def _refuse_unknown_devices(file: RecipeFile) -> None:
+    """Refuse a file whose global batch hangs on devices that nobody counted."""
+    assert file.split is not None
+    if file.world_size is not None:
+        return
+    try:
+        with_two = read_recipe(file.path, kind=file.kind, world_size=2, given=file.given)
+    except InvalidInputError:
+        return  # the file's own total forbids it
+    if with_two.recipe.batch_size != file.recipe.batch_size:
         micro, passes = file.split.micro, file.split.accumulation
         raise InvalidInputError(
             f"{file.path}: the number of devices",
             f"it is not said, and the global batch is {micro} x {passes} x devices",
             "give --replicas N or --old-batch-size N",
         )
-    if old_batch_size is None:
-        return file
-    devices = _devices(file, old_batch_size)
-    return read_recipe(path, world_size=devices, dataset_size=dataset_size, given=given)
 
 
 def _refuse_another_batch_size(file: RecipeFile, old_batch_size: int | None) -> None:
@@ -152,7 +169,7 @@ def _in_the_words_of(file: RecipeFile, done: Conversion) -> Conversion:
         done,
         changes=named(done.changes),
         kept=named(done.kept),
-        warnings=(*done.warnings, *file.notes),
+        notes=file.notes,
     )
 
 
