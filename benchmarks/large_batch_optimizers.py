@@ -7,8 +7,8 @@ LARS costs at most 2.2 times one of SGD with momentum, one of LAMB at most 1.8 t
 both foreach; a whole training step of a GPT costs at most 1.05 times that with SGD or AdamW. The
 baselines have the same settings: with decay and without. All are timed in turn, round by round;
 the ratio is the median over the rounds of the ratios within a round. The per-example optimizers,
-torch's fused AdamW and, where it is installed, pytorch_optimizer are shown beside, without a bound. Every size of chunk
-that LARS and LAMB might use on the processor is timed last.
+torch's fused AdamW and, where it is installed, pytorch_optimizer are shown beside, without a
+bound. Every size of chunk that LARS and LAMB might use on the processor is timed last.
 """
 
 from __future__ import annotations

@@ -22,7 +22,15 @@ from noisescale import records
 from noisescale.cli import cli, main
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("how-to-choose", "formulas", "in-your-loop", "workloads", "command-line", "sweep")
+PAGES = (
+    "how-to-choose",
+    "formulas",
+    "in-your-loop",
+    "workloads",
+    "command-line",
+    "sweep",
+    "large-batch-optimizers",
+)
 CHEAP = ("split", "tradeoff")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 CLOSE = 0.05

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisescale.errors import InvalidInputError
 from noisescale.train import LAMB, LARS, biases_and_norms
@@ -387,3 +388,47 @@ def test_complex_parameters_are_refused_and_leave_no_group():
     with pytest.raises(InvalidInputError, match="complex parameter"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.cfloat))]})
     assert len(optimizer.param_groups) == 1
+
+
+class NoHostCopies(TorchDispatchMode):
+    """Fails where a value of a tensor is asked for, on the path that the processor takes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(func)
+        assert "_to_copy" not in str(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("kind", "case"), CASES)
+def test_no_value_is_read_on_the_real_path(kind, case):
+    weights = some_weights([(3, 2), (2,), (2, 2)], torch.float32)
+    weights[2].data.zero_()
+    optimizer = kind(weights, **case)
+    with NoHostCopies():
+        train(optimizer, weights, 0, 3)
+
+
+@pytest.mark.parametrize("kind", [LARS, LAMB])
+def test_norms_do_not_overflow_in_float16(kind):
+    # 90,000 entries of 300 have a norm of 90,000, float16 ends at 65,504.
+    weight = nn.Parameter(torch.full((300, 300), 300.0, dtype=torch.float16))
+    weight.grad = torch.ones_like(weight)
+    kind([weight], lr=0.5, **({"trust_coefficient": 1.0} if kind is LARS else {})).step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 150.0), rtol=0, atol=1.0)
+
+
+def test_the_bias_correction_starts_at_each_parameters_first_step():
+    # With betas of 0.9 and 0.999 an uncorrected update would be 0.1 / sqrt(0.001) = 3.2 long.
+    weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    weight.grad = torch.full((2, 2), 0.25, dtype=torch.float64)
+    LAMB([weight], lr=0.1, exclude=True, eps=1e-12).step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, -0.1), rtol=1e-9, atol=0)
+
+
+def test_decay_is_inside_the_ratio():
+    # Without gradient the update is decay alone: LAMB moves by lr of the norm, whatever decay.
+    for decay in (0.001, 0.5):
+        weight = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+        weight.grad = torch.zeros_like(weight)
+        LAMB([weight], lr=0.1, weight_decay=decay).step()
+        torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.9))
