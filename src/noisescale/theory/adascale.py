@@ -29,7 +29,7 @@ def gain(*, trace_cov: float, grad_sq: float, base_batch_size: float, batch_size
     Raises:
         InvalidInputError: a value is out of its range.
 
-    Source: Johnson et al. 2020 (arXiv:2007.05105), eq. 4 and algorithm 1.
+    Source: Johnson et al. 2020 (arXiv:2007.05105), algorithm 1.
 
     >>> gain(trace_cov=320.0, grad_sq=10.0, base_batch_size=32, batch_size=128)
     1.6
