@@ -107,7 +107,7 @@ def _left_out(rows: Sequence[ScheduleRow]) -> list[RenderableType]:
 def _along(first: float, last: float) -> str:
     if math.isclose(first, last, rel_tol=5e-4):
         return wording.number(first)
-    return f"{wording.number(first)} → {wording.number(last)}"
+    return f"{wording.number(first)} -> {wording.number(last)}"
 
 
 def _strips(plan: SchedulePlan) -> list[RenderableType]:

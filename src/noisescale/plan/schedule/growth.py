@@ -129,9 +129,10 @@ class _Growing:
                 return
             end = stop if stop is None or total is None else min(stop, total)
             for start, until, part in _parts(segment, end):
+                peak = max(peak, part.first)
                 self._refuse_endless(part.at(until - 1), peak, total)
                 yield from self._along(part, start, until, peak)
-                peak = max(peak, part.first, part.at(until - 1))
+                peak = max(peak, part.at(until - 1))
 
     def _along(
         self, segment: RateSegment, start: int, end: int, peak: float

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from noisescale.errors import InvalidInputError
-from noisescale.plan.schedule.sizes import Sizes
+from noisescale.plan.schedule.sizes import Sizes, require_multiple
 from noisescale.plan.schedule.text import restate
 from noisescale.records import BatchSchedule, Recipe
 
@@ -101,22 +101,6 @@ def check_sizes(schedule: BatchSchedule, recipe: Recipe, *, multiple_of: int) ->
                 f"is larger than the data ({data:.0f} {recipe.unit})",
                 "lower it or correct dataset_size",
             )
-
-
-def require_multiple(size: int, multiple_of: int) -> None:
-    """Refuse a batch size that does not divide.
-
-    Raises:
-        InvalidInputError: so it is; the nearest sizes are named.
-    """
-    if size % multiple_of:
-        below = size // multiple_of * multiple_of
-        near = [str(value) for value in (below, below + multiple_of) if value]
-        raise InvalidInputError(
-            f"batch size {size}",
-            f"a multiple of {multiple_of} (micro-batch x replicas) is required",
-            f"the nearest: {' and '.join(near)}",
-        )
 
 
 def _check_largest(recipe: Recipe, largest: int, data: int | None) -> None:

@@ -14,9 +14,10 @@ from noisescale.records import NoiseScale, Outcome
 from noisescale.records.rate_schedule import require_unit
 from noisescale.theory import adaptive_batch
 
-HYSTERESIS = 1.5
-"""Ratio of wanted to present size from which the size changes. (assumed: above sqrt(2), so that
-doublings and halvings do not alternate about one wanted size)"""
+HYSTERESIS = 1.8
+"""Ratio of wanted to present size from which the size changes. (assumed: doublings and halvings
+then do not alternate while the noise scale scatters by less than 1.8^2 / 2 = 1.6 each way, and a
+size off by that factor costs at most 9 % more than the best, where r and the noise scale agree)"""
 
 MAX_FACTOR = 2.0
 """Most that the size changes at once. (assumed: measured noise scales scatter by about that)"""
@@ -112,7 +113,7 @@ class NoiseDriven:
     Source: McCandlish et al. 2018, App. D, for the root; the rest is engineering (assumed).
 
     >>> driven = NoiseDriven(rule=CostOptimal(r=400), batch_size=64, sizes=Sizes(powers=True))
-    >>> driven.update(100.0).batch_size, driven.update(100.0).batch_size  # 200 is wanted
+    >>> driven.update(1600.0).batch_size, driven.update(1600.0).batch_size  # 800 is wanted
     (128, 256)
     >>> driven.update(None).why
     'held: there is no measurement'

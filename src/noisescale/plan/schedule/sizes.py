@@ -107,6 +107,22 @@ class Sizes:
         return f"{self.multiple_of}{power}" if power else f"a multiple of {self.multiple_of}"
 
 
+def require_multiple(size: int, multiple_of: int) -> None:
+    """Refuse a batch size that does not divide.
+
+    Raises:
+        InvalidInputError: so it is; the nearest sizes are named.
+    """
+    if size % multiple_of:
+        below = size // multiple_of * multiple_of
+        near = [str(value) for value in (below, below + multiple_of) if value]
+        raise InvalidInputError(
+            f"batch size {size}",
+            f"a multiple of {multiple_of} is required (micro-batch x replicas, or what is asked)",
+            f"the nearest: {' and '.join(near)}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
     """Sizes a factor apart, from a base on: few changes along a rate that falls all the time.

@@ -7,13 +7,14 @@ from decimal import Decimal
 from typing import Any
 
 from noisescale.errors import InvalidInputError
+from noisescale.plan.schedule.sizes import require_multiple
 from noisescale.records.rate_schedule import FARTHEST, require_unit
 from noisescale.records.schedule import BatchPiece, BatchSchedule
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 """Powers of ten, as Megatron-LM means them (paper: its --step-batch-size-schedule)."""
 
-_NUMBER = re.compile(r"(\d{1,20}(?:\.\d{1,20})?(?:[eE]\d{1,2})?)([KMBTkmbt]?)")
+_NUMBER = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][0-9]{1,2})?)([KMBTkmbt]?)")
 _EXAMPLE = '"0:768 250B:1536"'
 
 
@@ -58,13 +59,7 @@ def parse_schedule(
     pieces = []
     for pair in _pairs(text):
         start, size = _read_pair(pair)
-        if size % multiple_of:
-            raise InvalidInputError(
-                f"batch size {size} in {pair!r}",
-                f"a multiple of {multiple_of} is required",
-                f"the nearest are {size // multiple_of * multiple_of or multiple_of} and"
-                f" {-(-size // multiple_of) * multiple_of}",
-            )
+        require_multiple(size, multiple_of)
         start = restate(start, thresholds, sizes, sequence_length=sequence_length)
         pieces.append(BatchPiece(start=start, batch_size=size))
     return BatchSchedule(pieces=tuple(pieces), unit=sizes)

@@ -41,12 +41,14 @@ def _leapt(schedule: BatchSchedule) -> Iterator[str]:
     end = schedule.total or 0
     begun = [run.position for run in schedule.runs()]
     stops = [*(piece.start for piece in schedule.pieces[1:]), end]
-    for piece, stop in zip(schedule.pieces, stops, strict=True):
-        if piece.start < end and not any(piece.start <= at < stop for at in begun):
-            yield (
-                f"the size {piece.batch_size:,} from {piece.start:,} on is never used: one step"
-                " leaps over it"
-            )
+    unused = [
+        f"{piece.batch_size:,} from {piece.start:,} on"
+        for piece, stop in zip(schedule.pieces, stops, strict=True)
+        if piece.start < end and not any(piece.start <= at < stop for at in begun)
+    ]
+    if unused:
+        shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if unused[3:] else "")
+        yield f"never used, since one step leaps over them: {shown}"
 
 
 def _rate(schedule: BatchSchedule) -> Iterator[str]:
@@ -89,6 +91,6 @@ def _few(rows: tuple[ScheduleRow, ...], recipe: Recipe) -> Iterator[str]:
     steps = sum(row.updates for row in rows if row.batch_size == size)
     if steps < memory:
         yield (
-            f"only {steps:,} steps at batch {size:,}: fewer than the {memory:.3g} over which"
+            f"only {steps:,} {'step' if steps == 1 else 'steps'} at batch {size:,}: fewer than the {memory:.3g} over which"
             " momentum averages"
         )
