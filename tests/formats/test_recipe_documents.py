@@ -132,6 +132,11 @@ def test_aliases_merges_and_plain_tags_are_read(tmp_path: Path) -> None:
     assert data["rate"] == 2e-5
 
 
+def test_an_anchor_may_be_used_again(tmp_path: Path) -> None:
+    text = "a: &x 1\nb: &x 2\nc: *x\n"
+    assert read_document(write(tmp_path, "a.yaml", text)).data == {"a": 1, "b": 2, "c": 2}
+
+
 def test_unicode_is_kept(tmp_path: Path) -> None:
     for name, text in (("u.toml", "note = 'τ ≈ ε/B 🚀'"), ("u.yaml", "note: τ ≈ ε/B 🚀")):
         assert read_document(write(tmp_path, name, text)).data == {"note": "τ ≈ ε/B 🚀"}

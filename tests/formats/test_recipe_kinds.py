@@ -130,7 +130,7 @@ def test_transformers_bad_values(tmp_path: Path, values: dict[str, Any], message
         ({"optim": "adamw_bnb_8bit"}, "taken for AdamW"),
         ({"optim_args": "a=1"}, "optim_args 'a=1' is not read"),
         ({"deepspeed": "ds.json"}, "overrule these"),
-        ({"save_steps": 500}, "save_steps 500 counts steps"),
+        ({"save_steps": 500, "eval_steps": 250}, "save_steps 500 counts steps"),
         ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type polynomial: not read"),
         ({"learning_rate": "3e-4"}, "the text '3e-4' is read as the number"),
     ],
@@ -291,9 +291,14 @@ def test_lightning_devices(tmp_path: Path, devices: str, expected: int | None) -
         ("torch.optim.SGD", "bitsandbytes.optim.AdamW8bit", "an optimizer whose rule is known"),
         ("torch.optim.SGD", "torch.optim.Adagrad", "optimizer.class_path 'torch.optim.Adagrad'"),
         ("    width: 64", "    lr: 0.2", "they disagree on the rate; remove one"),
-        ("    width: 64", "    batch_size: 9", "they disagree on the batch size"),
+        (
+            "batch_size: 8 ",
+            "batch_size: 8\n    train: {batch_size: 9} ",
+            "disagree on the batch size",
+        ),
         ("batch_size: 8 ", "size: 8 ", "batch_size: missing; write data.init_args.batch_size"),
         ("    lr: 0.1\n", "", "lr: missing; write optimizer.init_args.lr into the file"),
+        ("    width: 64", "    lr: [1]", "they disagree on the rate"),
         ("devices: 4 ", "devices: some ", "trainer.devices 'some': a whole number"),
         ("devices: 4 ", "devices: 0 ", "trainer.devices 0: a whole number"),
     ],
@@ -416,3 +421,28 @@ def test_timm_bad_values(tmp_path: Path, old: str, new: str, message: str) -> No
         read(tmp_path, text.replace(old, new))
     with pytest.raises(InvalidInputError, match="world_size 8: world size 2 was given"):
         read(tmp_path, TIMM, world_size=2)
+
+
+def test_lightning_batch_sizes_are_found_where_the_data_keep_them(tmp_path: Path) -> None:
+    text = (
+        "trainer: {devices: 1}\nmodel: {lr: 0.1, batch_size: 3}\n"
+        "optimizer: {class_path: SGD}\n"
+        "data: {val_batch_size: 9, val: {batch_size: 7}, loader: {batch_size: 4}}\n"
+    )
+    file = read(tmp_path, text)
+    assert (file.recipe.batch_size, file.recipe.lr) == (4, 0.1)
+    assert file.where("batch_size") == "data.loader.batch_size, trainer.accumulate_grad_batches"
+
+
+def test_lightning_by_hydra(tmp_path: Path) -> None:
+    text = (
+        "trainer: {_target_: lightning.pytorch.trainer.Trainer, devices: 2}\n"
+        "data: {_target_: my.Data, batch_size: 128}\n"
+        "model:\n  optimizer:\n    _target_: torch.optim.Adam\n    _partial_: true\n"
+        "    lr: 0.001\n    weight_decay: 0.0\n"
+    )
+    file = read(tmp_path, text)
+    assert (file.recipe.optimizer, file.recipe.lr, file.recipe.batch_size) == ("adam", 1e-3, 256)
+    assert "data.batch_size 128 is taken for the examples of one device" in notes(file)
+    with pytest.raises(InvalidInputError, match=r"model\.optimizer\._target_ 'my\.Adam'"):
+        read(tmp_path, text.replace("torch.optim", "my"))

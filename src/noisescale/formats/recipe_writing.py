@@ -237,9 +237,12 @@ def _write(file: RecipeFile, target: Path, content: bytes, recipe: Recipe) -> No
             os.fsync(stream.fileno())
         _check_says(_read_again(file, draft), recipe)
         shutil.copymode(file.path if file.path.exists() else draft, draft)
-        os.replace(draft, target)
+        os.replace(draft, target.resolve())
     except OSError as error:
         raise _unwritable(target, error) from None
+    except InvalidInputError as error:
+        told = error.value.replace(str(draft), str(target))
+        raise InvalidInputError(told, error.requirement, error.remedy) from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()

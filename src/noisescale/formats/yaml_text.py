@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ _TAGS = frozenset(
     _PLAIN + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 )
 
+LARGEST_TEXT = 1 << 18
+"""Characters: the safe reader is written in Python, about 0.4 s per 100,000 (measured)."""
+_MOST_BRACKETS = 200
+"""Assumed; with 2,000 the reader takes seconds to find that it is too deep (measured)."""
 _ANCHOR = re.compile(r"&\S+\s+")
 
 
@@ -25,8 +30,10 @@ def parse_yaml(text: str) -> Any:
             build something else than plain values.
         MissingExtraError: ruamel.yaml is not installed.
     """
-    _checked(text)
-    return _loaded(text)
+    tree = _checked(text)
+    if tree is None:
+        return None
+    return _translated(lambda reader: reader.constructor.construct_document(tree))
 
 
 def _reader() -> Any:
@@ -38,9 +45,15 @@ def _reader() -> Any:
 
 
 def _checked(text: str) -> Any:
-    """Return the tree of nodes after its tags have been looked at."""
-    from_node = _translated(lambda reader: reader.compose(text))
-    seen, waiting = set(), [from_node] if from_node is not None else []
+    """Return the tree of nodes after its size and its tags have been looked at."""
+    if len(text) > LARGEST_TEXT:
+        raise InvalidInputError(
+            "its YAML", f"is longer than {LARGEST_TEXT:,} characters", "give a recipe file"
+        )
+    if _open_brackets(text) > _MOST_BRACKETS:
+        raise RecursionError
+    tree = _translated(lambda reader: reader.compose(text))
+    seen, waiting = set(), [tree] if tree is not None else []
     while waiting:
         node = waiting.pop()
         if id(node) in seen:
@@ -55,21 +68,27 @@ def _checked(text: str) -> Any:
         if isinstance(node.value, list):
             for item in node.value:
                 waiting.extend(item if isinstance(item, tuple) else (item,))
-    return from_node
+    return tree
 
 
-def _loaded(text: str) -> Any:
-    return _translated(lambda reader: reader.load(text))
+def _open_brackets(text: str) -> int:
+    """Return how many brackets are open at most; in texts and comments they count too."""
+    most = now = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        now += 1 if found[0] in "[{" else -1
+        most = max(most, now)
+    return most
 
 
 def _translated(act: Any) -> Any:
     """Call ruamel.yaml; what it raises becomes a ValueError with the line."""
     reader = _reader()
     from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 
     try:
-        return act(reader)
+        with warnings.catch_warnings(category=ReusedAnchorWarning, action="ignore"):
+            return act(reader)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         found = str(error.problem).split('"')

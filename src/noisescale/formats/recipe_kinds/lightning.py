@@ -1,4 +1,4 @@
-"""Lightning's YAML configuration, as LightningCLI writes it.
+"""Lightning's YAML configuration, as LightningCLI or Hydra (``_target_``) write it.
 
 The batch size is where the data (or the model) keeps it, and counts examples per device.
 """
@@ -20,14 +20,9 @@ _OPTIMIZER_AT = (
     "model.optimizer",
     "model.init_args.optimizer_init",
 )
-_BATCH_AT = (
-    "data.init_args.batch_size",
-    "data.batch_size",
-    "data.init_args.train_batch_size",
-    "data.train_batch_size",
-    "model.init_args.batch_size",
-    "model.batch_size",
-)
+_BATCH_AT = "data.init_args.batch_size"
+_BATCH_NAMES = ("batch_size", "train_batch_size")
+_NOT_TRAINING = ("val", "test", "eval", "predict")
 _RATE_AT = (
     "model.init_args.lr",
     "model.init_args.learning_rate",
@@ -81,14 +76,16 @@ def _optimizer(keys: Keys) -> tuple[str, str | None]:
     """Return where the optimizer's arguments stand, and its kind."""
     for place in _OPTIMIZER_AT:
         if isinstance(keys.value(place), Mapping):
-            arguments = f"{place}.init_args" if keys.has(f"{place}.class_path") else place
-            name = keys.text(f"{place}.class_path")
+            by_class = keys.has(f"{place}.class_path")
+            arguments = f"{place}.init_args" if by_class else place
+            named = f"{place}.{'class_path' if by_class else '_target_'}"
+            name = keys.text(named)
             if name is None:
                 return arguments, None
             module, _, short = name.rpartition(".")
             if short not in _OPTIMIZERS or module not in ("", "torch.optim"):
                 raise keys.refused(
-                    f"{place}.class_path",
+                    named,
                     "an optimizer whose rule is known is required",
                     nearest(name, (f"torch.optim.{known}" for known in _OPTIMIZERS)),
                 )
@@ -98,7 +95,7 @@ def _optimizer(keys: Keys) -> tuple[str, str | None]:
 
 def _rate_at(keys: Keys, above: str) -> str:
     said = [place for place in (f"{above}.lr", *_RATE_AT) if keys.has(place)]
-    if len({keys.value(place) for place in said}) > 1:
+    if len({repr(keys.value(place)) for place in said}) > 1:
         raise keys.contradiction(said, "they disagree on the rate", "remove one")
     return said[0] if said else f"{above}.lr"
 
@@ -124,10 +121,22 @@ def _moments(keys: Keys, above: str, optimizer: str | None) -> dict[str, Any]:
 
 
 def _batch_at(keys: Keys) -> str:
-    said = [place for place in _BATCH_AT if keys.has(place)]
-    if len({keys.value(place) for place in said}) > 1:
-        raise keys.contradiction(said, "they disagree on the batch size", "remove one")
-    return said[0] if said else _BATCH_AT[0]
+    """Return where the data, or else the model, keep the batch size of the training."""
+    for top in ("data", "datamodule", "model"):
+        said = list(_batch_sizes(keys.value(top), f"{top}."))
+        if len({repr(keys.value(place)) for place in said}) > 1:
+            raise keys.contradiction(said, "they disagree on the batch size", "remove one")
+        if said:
+            return said[0]
+    return _BATCH_AT
+
+
+def _batch_sizes(table: Any, above: str) -> Iterator[str]:
+    for key, value in table.items() if isinstance(table, Mapping) else ():
+        if str(key) in _BATCH_NAMES and value is not None:
+            yield f"{above}{key}"
+        elif not str(key).startswith(_NOT_TRAINING):
+            yield from _batch_sizes(value, f"{above}{key}.")
 
 
 def _split(keys: Keys, world_size: int | None) -> tuple[Split | None, int | None]:
@@ -149,6 +158,8 @@ def _split(keys: Keys, world_size: int | None) -> tuple[Split | None, int | None
         )
     if micro is None:
         return None, devices
+    if (devices or 1) > 1:
+        keys.note(f"{place} {micro} is taken for the examples of one device.")
     split = Split(
         micro=micro,
         accumulation=passes,

@@ -213,6 +213,6 @@ def _note_defaults(keys: Keys, assumed: dict[str, Any]) -> None:
 def _note_more(keys: Keys) -> None:
     if keys.has("deepspeed"):
         keys.note("deepspeed: numbers in that configuration overrule these; read it too.")
-    for key in ("save_steps", "logging_steps"):
-        if keys.has(key) and keys.value(key) != keys.value("eval_steps"):
-            keys.note(f"{key} {keys.value(key)} counts steps and is left as it is.")
+    steps = keys.number("save_steps") if keys.has("save_steps") else None
+    if steps is not None and steps >= 1 and steps != keys.value("eval_steps"):
+        keys.note(f"save_steps {steps:g} counts steps and is left as it is.")
