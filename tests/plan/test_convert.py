@@ -154,6 +154,24 @@ def test_an_eps_that_would_underflow_is_refused():
     assert half.recipe.eps == pytest.approx(2e-8)
 
 
+def test_an_eps_that_float16_loses_is_warned_of():
+    found = convert(recipe("adam", eps=1e-7), batch_size=1024, rule="adam-sde")
+    assert found.recipe.eps == pytest.approx(5e-8)
+    assert any("float16" in text for text in found.warnings)
+    usual = convert(recipe("adam"), batch_size=1024, rule="adam-sde")  # 1e-8 is lost before too
+    assert not any("float16" in text for text in usual.warnings)
+
+
+def test_a_raised_rate_without_warm_up_is_warned_of():
+    def warned(**keys) -> bool:
+        found = convert(recipe("sgd", **keys), batch_size=1024)
+        return any("no warm-up" in text for text in found.warnings)
+
+    assert warned(total_steps=9000)
+    assert not warned(total_steps=9000, warmup_steps=100)
+    assert not warned()  # a group of an optimizer, whose warm-up is in its scheduler
+
+
 UNITS = [
     ({"unit": "sequences", "sequence_length": 128}, 8192 * 128, "tokens", 8192),
     ({"unit": "tokens", "sequence_length": 128}, 8, "sequences", 1024),

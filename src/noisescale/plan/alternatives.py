@@ -34,17 +34,6 @@ def alternatives(
     return tuple(sorted(found, key=lambda one: (one.rule != best.name, not one.values)))
 
 
-def conditions(rule: Rule) -> dict[str, str]:
-    """Return what a conversion says of its rule."""
-    return {
-        "source": rule.source,
-        "status": rule.status,
-        "assumption": rule.assumption,
-        "validity": rule.validity,
-        "preserves": rule.preserves,
-    }
-
-
 def _alternative(
     rule: Rule, recipe: Recipe, chosen: Restatement, facts: Facts
 ) -> Alternative | None:

@@ -131,8 +131,8 @@ def _why(conversion: Conversion) -> list[RenderableType]:
     ):
         table.add_row("-", terminal._line(name, text))
     for row in rows:
-        text = terminal._line(f"{label(row)}: ", f"{row.why}. ")
-        table.add_row("-", text.append(f"({row.status}: {row.source})", style="dim"))
+        reason = terminal._line(f"{label(row)}: ", f"{row.why}. ")
+        table.add_row("-", reason.append(f"({row.status}: {row.source})", style="dim"))
     return [terminal._styled("Why", "bold"), table, ""]
 
 
