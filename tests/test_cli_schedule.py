@@ -58,7 +58,7 @@ def test_json_is_the_whole_plan(folder: Path, capsys: pytest.CaptureFixture[str]
     plan = answered(["recipe.toml", "--grow", "--powers", "--max-batch-size", "2000"], capsys)
     assert [piece.batch_size for piece in plan.schedule.pieces] == [128, 512, 1024]
     assert plan.updates == plan.schedule.updates()
-    assert (plan.limit, plan.recipe.momentum) == (2000, 0.9)
+    assert (plan.limit, plan.recipe.momentum) == (1024, 0.9)
 
 
 def test_options_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,14 @@ from noisescale.records import SchedulePlan, ScheduleRow
 from noisescale.report import terminal, wording
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console, RenderableType
     from rich.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STRIP = 60  # columns of a strip; assumed: fits 80 columns with its name
+_WIDE = 92  # columns; assumed: all columns of the table need about that
 _LONG = 10**8  # assumed: positions from here on are written shorter
 
 
@@ -36,7 +37,8 @@ def render_schedule(plan: SchedulePlan, console: Console | None = None) -> None:
         "",
         terminal._styled(headline(plan), "bold green"),
         "",
-        _table(plan),
+        terminal._styled(f"Positions and batch sizes in {plan.schedule.unit}", "bold"),
+        _table(plan, narrow=target.width < _WIDE),
         *_left_out(plan.rows),
         "",
         *(_strips(plan) if target.encoding.startswith("utf") else []),
@@ -74,23 +76,24 @@ def position(value: int) -> str:
     return f"{value:,}"
 
 
-def _table(plan: SchedulePlan) -> Table:
-    unit = plan.schedule.unit
-    accumulated = any(row.accumulation is not None for row in plan.rows)
-    passes = ["passes"] if accumulated else []
-    table = terminal._grid(
-        f"from ({unit})", "to", "batch", *passes, "rate", "temperature", "updates"
-    )
+def _table(plan: SchedulePlan, *, narrow: bool) -> Table:
+    """Write the rows; a narrow table leaves out where each ends: there the next begins."""
+    columns: dict[str, Callable[[ScheduleRow], str]] = {
+        "from": lambda row: position(row.start),
+        "to": lambda row: position(row.stop),
+        "batch": lambda row: f"{row.batch_size:,}",
+        "passes": lambda row: f"{row.accumulation:,}",
+        "rate": lambda row: _along(row.lr_first, row.lr_last),
+        "temperature": lambda row: _along(row.temperature_first, row.temperature_last),
+        "updates": lambda row: f"{row.updates:,}",
+    }
+    if narrow:
+        del columns["to"]
+    if plan.rows[0].accumulation is None:
+        del columns["passes"]
+    table = terminal._grid(*columns)
     for row in _shown(plan.rows):
-        table.add_row(
-            position(row.start),
-            position(row.stop),
-            f"{row.batch_size:,}",
-            *([f"{row.accumulation:,}"] if accumulated else []),
-            _along(row.lr_first, row.lr_last),
-            _along(row.temperature_first, row.temperature_last),
-            f"{row.updates:,}",
-        )
+        table.add_row(*(write(row) for write in columns.values()))
     return table
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.sizes import Sizes, require_multiple
@@ -28,6 +30,14 @@ class Limit:
     size: int | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+
+    def among(self, sizes: Sizes) -> Self:
+        """Return the limit at the largest size that may be taken."""
+        if self.size is None or self.size == sizes.top:
+            return self
+        kind = "doublings" if sizes.powers else "multiples"
+        source = f"{self.source}, {self.size:,}, in {kind} of {sizes.multiple_of:,}"
+        return dataclasses.replace(self, size=sizes.top, source=source)
 
 
 def growth_limit(

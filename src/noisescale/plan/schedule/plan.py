@@ -112,12 +112,14 @@ def plan_schedule(
         given = in_unit(given, recipe.unit, sequence_length=recipe.sequence_length)
         schedule = dataclasses.replace(schedule, pieces=given.pieces)
     elif grow:
+        sizes = growth_sizes(recipe, limit, multiple_of=multiple, powers=powers)
+        limit = limit.among(sizes)
         schedule = grow_batch(
             rate_schedule(recipe),
             batch_size=recipe.batch_size,
             coupling=schedule.coupling,
             total=schedule.total,
-            sizes=growth_sizes(recipe, limit, multiple_of=multiple, powers=powers),
+            sizes=sizes,
             growth_factor=growth_factor,
         )
     if warmup_batch is not None:

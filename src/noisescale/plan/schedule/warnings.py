@@ -32,8 +32,8 @@ def _limited(rows: tuple[ScheduleRow, ...], limit: Limit, unit: str) -> Iterator
     reached = [row for row in rows if limit.size is not None and row.batch_size == limit.size]
     if reached and min(row.lr_last for row in reached) < 0.999 * reached[0].lr_first:
         yield (
-            f"the batch reaches its limit of {limit.size:,} ({limit.source}) at"
-            f" {reached[0].start:,} {unit}: from there the rate decays"
+            f"the batch reaches {limit.size:,} ({limit.source}) at {reached[0].start:,} {unit}:"
+            " from there the rate decays"
         )
 
 
@@ -90,7 +90,8 @@ def _few(rows: tuple[ScheduleRow, ...], recipe: Recipe) -> Iterator[str]:
     size = rows[-1].batch_size
     steps = sum(row.updates for row in rows if row.batch_size == size)
     if steps < memory:
+        count = "1 step" if steps == 1 else f"{steps:,} steps"
         yield (
-            f"only {steps:,} {'step' if steps == 1 else 'steps'} at batch {size:,}: fewer than the {memory:.3g} over which"
-            " momentum averages"
+            f"only {count} at batch {size:,}: fewer than the {memory:.3g} over which momentum"
+            " averages"
         )
