@@ -241,6 +241,19 @@ def test_what_was_given_beside_the_file_is_written_where_it_has_a_place(tmp_path
         write_recipe(pl, {"warmup_steps": 5}, tmp_path / "pl3.yaml")
 
 
+def test_a_global_batch_given_beside_the_file_says_how_many_devices(tmp_path: Path) -> None:
+    path = written(tmp_path, "hf.yaml", TRANSFORMERS)
+    file = read_recipe(path, given={"batch_size": 256})
+    assert (file.world_size, file.recipe.batch_size) == (8, 256)
+    assert not any("1 is assumed" in note for note in file.notes)
+    copy = write_recipe(file, {"batch_size": 512}, tmp_path / "new.yaml")
+    assert (copy.micro_batch_size, copy.accumulation) == (16, 4)
+    odd = read_recipe(path, given={"batch_size": 100})
+    assert odd.recipe.batch_size == 100
+    with pytest.raises(InvalidInputError, match="the file's parts make 16 x 2 x 1 devices = 32"):
+        write_recipe(odd, {"batch_size": 200}, tmp_path / "odd.yaml")
+
+
 def test_a_file_has_no_place_for_some_keys(tmp_path: Path) -> None:
     file = sample(tmp_path, "hf.yaml")
     with pytest.raises(InvalidInputError, match="a transformers file has no key for it"):

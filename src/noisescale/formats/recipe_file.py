@@ -97,9 +97,10 @@ def read_recipe(
         raise InvalidInputError(f"kind {kind!r}", "no kind of recipe file", nearest(kind, KINDS))
     document = read_document(path)
     chosen = kind or detected_kind(document.data, document.path)
-    notes: list[str] = []
-    keys = Keys(document.data, document.path, notes)
-    reading = _read(chosen, keys, document, world_size, dataset_size)
+    reading, notes = _read(chosen, document, world_size, dataset_size)
+    devices = _devices(reading, (given or {}).get("batch_size"))
+    if devices is not None:
+        reading, notes = _read(chosen, document, devices, dataset_size)
     recipe = _recipe(document.path, chosen, reading, dict(given or {}))
     scaled = already_scaled(document.data) or reading.already_scaled
     return RecipeFile(
@@ -121,12 +122,22 @@ def read_recipe(
     )
 
 
+def _devices(reading: Reading, batch_size: Any) -> int | None:
+    """Return the devices that a global batch, given beside the file, makes of its parts."""
+    if reading.split is None or reading.world_size is not None or not isinstance(batch_size, int):
+        return None
+    devices, rest = divmod(batch_size, reading.split.micro * reading.split.accumulation)
+    return devices if devices and not rest and reading.split.total_at is None else None
+
+
 def _read(
-    kind: str, keys: Keys, document: Document, world_size: int | None, dataset_size: int | None
-) -> Reading:
+    kind: str, document: Document, world_size: int | None, dataset_size: int | None
+) -> tuple[Reading, list[str]]:
     """Read the keys of a kind; say it where the rate is no number since it is computed."""
+    notes: list[str] = []
+    keys = Keys(document.data, document.path, notes)
     try:
-        return _reader(kind)(keys, world_size, dataset_size)
+        return _reader(kind)(keys, world_size, dataset_size), notes
     except InvalidInputError:
         computed = computed_rate(document.data)
         if computed is None:

@@ -129,6 +129,14 @@ def _placed(places: tuple[Path_, ...], old: Any, new: Any) -> dict[Path_, Any]:
 
 def _split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_, Any]:
     """Keep the examples per device and pass where possible, and change the passes."""
+    parts = split.micro * split.accumulation * split.world_size
+    if parts != file.recipe.batch_size:
+        raise InvalidInputError(
+            f"{file.path}: batch_size {file.recipe.batch_size} as given",
+            f"the file's parts make {split.micro} x {split.accumulation} x {split.world_size}"
+            f" devices = {parts}",
+            "give the number of devices, or correct the file",
+        )
     micro, accumulation = _resplit(file, split, batch_size)
     edits: dict[Path_, Any] = {}
     if micro != split.micro and split.micro_at is not None:
