@@ -25,7 +25,7 @@ NOISE = st.none() | st.floats(1, 1e4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), b=SIZES, c=SIZES, noise=NOISE)
 def test_a_to_b_to_c_is_a_to_c(kind, data, b, c, noise):
     recipe = data.draw(any_recipe(kind))
@@ -35,7 +35,7 @@ def test_a_to_b_to_c_is_a_to_c(kind, data, b, c, noise):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), b=SIZES, noise=NOISE)
 def test_there_and_back_changes_nothing_that_was_given(kind, data, b, noise):
     recipe = data.draw(any_recipe(kind))
@@ -50,7 +50,7 @@ def test_there_and_back_changes_nothing_that_was_given(kind, data, b, noise):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_to_a_changes_nothing(kind, data):
     recipe = data.draw(any_recipe(kind))
@@ -60,7 +60,7 @@ def test_a_to_a_changes_nothing(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), b=SIZES)
 def test_the_rate_is_the_inverse_of_its_coordinate(kind, data, b):
     recipe = data.draw(any_recipe(kind)).with_changes(batch_size=b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
@@ -52,6 +52,7 @@ def test_the_variance_is_that_of_simulated_runs(setting):
     assert ends.var() == pytest.approx(expected, rel=0.05)
 
 
+@settings(deadline=None)
 @given(m=st.floats(0, 0.99), share=st.floats(0.01, 0.99), h=st.floats(0.01, 100))
 def test_heavy_ball_has_its_closed_form_at_any_rate(m, share, h):
     lr = share * 2 * (1 + m) / h

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisescale.errors import InvalidInputError
@@ -35,12 +35,14 @@ def assert_edge(limit: float, **setting) -> None:
     assert sgd_recursion(lr=limit * (1 + NEAR), **setting).radius > 1
 
 
+@settings(deadline=None)
 @given(h=CURVATURES, m=MOMENTA, d=st.floats(0, 0.99))
 def test_heavy_ball_with_dampening(h, m, d):
     limit = largest_stable_rate(curvature=h, momentum=m, dampening=d)
     assert_edge(limit, curvature=h, momentum=m, dampening=d)
 
 
+@settings(deadline=None)
 @given(h=CURVATURES, m=MOMENTA)
 def test_nesterov(h, m):
     limit = largest_stable_rate(curvature=h, momentum=m, nesterov=True)
@@ -93,6 +95,7 @@ def test_the_limit_of_a_recipe(keys, limit):
     assert found == (None if limit is None else pytest.approx(limit))
 
 
+@settings(deadline=None)
 @given(m=MOMENTA, nesterov=st.booleans(), h=CURVATURES, tau=st.floats(1e-4, 1))
 def test_the_largest_batch_has_the_largest_stable_rate(m, nesterov, h, tau):
     largest = largest_batch_size(tau=tau, curvature=h, momentum=m, nesterov=nesterov)
@@ -119,6 +122,7 @@ def test_the_temperature_goes_as_one_over_the_data():
         temperature_for_data(tau=0.3, old_size=0, new_size=400)
 
 
+@settings(deadline=None)
 @given(scale=st.floats(1e-3, 1e6), old=st.integers(1, 4096), new=st.integers(1, 4096))
 def test_the_factor_of_the_noise_scale(scale, old, new):
     factor = noise_factor(noise_scale=scale, old=old, new=new)
