@@ -30,6 +30,7 @@ PAGES = (
     "command-line",
     "sweep",
     "large-batch-optimizers",
+    "batch-schedules-in-your-loop",
 )
 CHEAP = ("split", "tradeoff")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
