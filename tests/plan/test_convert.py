@@ -136,6 +136,8 @@ def test_beyond_what_was_checked_is_a_warning():
 def test_the_sde_rule_beyond_its_range_is_refused_by_name_only():
     with pytest.raises(InvalidInputError, match=r"kappa \(1 - beta1\) = 1.6 must be below 1"):
         convert(recipe("adam"), batch_size=256 * 16, rule="adam-sde")
+    with pytest.raises(InvalidInputError, match=r"kappa \(1 - beta1\) = 1 must"):
+        convert(recipe("adam"), batch_size=256 * 10, rule="adam-sde")
     found = convert(recipe("adam"), batch_size=256 * 16)
     sde = next(one for one in found.alternatives if one.rule == "adam-sde")
     assert sde.values == {}

@@ -132,7 +132,8 @@ def _why(conversion: Conversion) -> list[RenderableType]:
         table.add_row("-", terminal._line(name, text))
     for row in rows:
         reason = terminal._line(f"{label(row)}: ", f"{row.why}. ")
-        table.add_row("-", reason.append(f"({row.status}: {row.source})", style="dim"))
+        source = row.source if row.source == "arithmetic" else f"{row.status}: {row.source}"
+        table.add_row("-", reason.append(f"({source})", style="dim"))
     return [terminal._styled("Why", "bold"), table, ""]
 
 
@@ -161,9 +162,11 @@ def _other(one: Alternative, recommended: bool) -> tuple[Text, Text]:
     said = ", ".join(f"{key} {value(new)}" for key, new in one.values.items())
     if one.needs:
         options = " and ".join(f"--{need.replace('_', '-')} X" for need in one.needs)
-        said = f"give {options}"
-    text = terminal._styled(said, "cyan").append("\n" if said else "")
-    text.append(f"{wording.sentence(one.when)} ")
+        said = f"give {options} (noisescale measure tells it)"
+    # Where it was seen to hold or fail helps to choose; what it assumes is in the JSON.
+    text = terminal._styled(said or "no answer here", "cyan")
+    reason = f"holds: {one.validity}" if said else one.when
+    text.append(f"\n{wording.sentence(reason)} ")
     return name, text.append(f"({one.status}: {_paper(one.source)})", style="dim")
 
 

@@ -38,7 +38,7 @@ def stretched(name: str, kept: float, factor: float) -> float:
     forgets = factor * (1 - kept)
     if kept == 0:
         return 0.0
-    if forgets >= 1:
+    if forgets >= 1 - 1e-9:  # 10 times 1 - 0.9 is 1 but for rounding
         raise InvalidInputError(
             f"rule adam-sde with {name} {kept:.6g} and {factor:.4g} times the batch",
             f"kappa (1 - {name}) = {forgets:.4g} must be below 1",
