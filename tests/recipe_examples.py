@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from noisescale.formats.recipe_file import RecipeFile, read_recipe
+
 OWN = """\
 # the recipe of the base run
 optimizer = "sgd"
@@ -154,3 +156,14 @@ def changed(table: dict[str, Any], **values: Any) -> dict[str, Any]:
         else:
             at[last] = value
     return copy
+
+
+def read(folder: Path, content: str | dict[str, Any], **options: Any) -> RecipeFile:
+    """Write a text as YAML or a table as JSON, and read it."""
+    name = "c.yaml" if isinstance(content, str) else "c.json"
+    return read_recipe(written(folder, name, content), **options)
+
+
+def notes(file: RecipeFile) -> str:
+    """All that the reader of a file notes."""
+    return "\n".join(file.notes)

@@ -82,6 +82,8 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path: Path) -> None:
         ({"batch_size": None}, "batch_size: missing"),
         ({"learnin_rate": 0.1}, "key 'learnin_rate': not a recipe key"),
         ({"momentun": 0.9}, r"key 'momentun': not a recipe key; did you mean momentum\?"),
+        ({"learning_rate": 0.1}, r"'learning_rate': not a recipe key; did you mean lr\?"),
+        ({"wd": 0.1}, r"did you mean weight_decay\?"),
         ({"lr": "fast"}, "lr 'fast': a positive number is required"),
         ({"lr": 0}, "lr 0: a positive number"),
         ({"lr": -1}, "lr -1: a positive number"),
@@ -183,6 +185,7 @@ def test_the_kind_is_told_by_the_keys(tmp_path: Path, name: str, content: Any, k
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"learning_rate": 0.1, "batch_size": 8}, r"'learning_rate': .* did you mean lr\?"),
         ({"hello": 1}, "no keys of a recipe that is known.*write at least lr and batch_size"),
         ({}, "no keys of a recipe"),
         ({"trainer": {"devices": 1}, "train_batch_size": 8}, r"deepspeed \(train_batch_size\) and"),

@@ -20,8 +20,9 @@ _TRANSFORMERS = (
     "adam_epsilon",
     "max_grad_norm",
     "optim",
-    "learning_rate",
     "output_dir",
+    "per_device_eval_batch_size",
+    "warmup_ratio",
 )
 _DEEPSPEED = (
     "train_batch_size",
@@ -31,7 +32,16 @@ _DEEPSPEED = (
     "steps_per_print",
 )
 _TIMM = ("opt", "lr_base", "lr_base_size", "sched", "opt_betas", "opt_eps", "clip_grad")
-_OWN = ("lr", "batch_size", "betas", "total_steps", "total_examples", "unit", "clip_norm")
+_OWN = (
+    "lr",
+    "learning_rate",
+    "batch_size",
+    "betas",
+    "total_steps",
+    "total_examples",
+    "unit",
+    "clip_norm",
+)
 
 
 def detected_kind(data: Mapping[str, Any], path: Path) -> str:
@@ -71,7 +81,10 @@ def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def _transformers(data: Mapping[str, Any]) -> str | None:
-    return None if _deepspeed(data) or _timm(data) else _first(data, _TRANSFORMERS)
+    if _deepspeed(data) or _timm(data):
+        return None
+    steps = data.get("max_steps") is not None and data.get("learning_rate") is not None
+    return "max_steps" if steps else _first(data, _TRANSFORMERS)
 
 
 def _deepspeed(data: Mapping[str, Any]) -> str | None:

@@ -63,6 +63,20 @@ class Keys:
         said = " and ".join(f"{key} {_shown(self.value(key))}" for key in keys)
         return InvalidInputError(f"{self.path}: {said}", requirement, remedy)
 
+    def refuse_foreign(self, names: Mapping[str, str], whose: str) -> None:
+        """Refuse another tool's names where this one's are absent.
+
+        Its default would be taken in their place, and nobody would notice.
+
+        Raises:
+            InvalidInputError: a foreign name is there, and the right one is not.
+        """
+        for foreign, right in names.items():
+            if self.has(foreign) and not self.has(right):
+                raise self.refused(
+                    foreign, f"no key of {whose}, whose name for it is {right}", "rename it"
+                )
+
     def number(self, key: str, *, positive: bool = False) -> float | None:
         """Return a finite number of at least 0 (above 0 if ``positive``), or None.
 

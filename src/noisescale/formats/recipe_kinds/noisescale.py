@@ -14,6 +14,23 @@ from noisescale.records import Recipe
 
 NAMES = tuple(field.name for field in dataclasses.fields(Recipe))
 _TWINS = (("total_steps", "total_examples"), ("warmup_steps", "warmup_examples"))
+_ALIASES = {
+    "learning_rate": "lr",
+    "global_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "max_grad_norm": "clip_norm",
+    "gradient_clip_val": "clip_norm",
+    "max_steps": "total_steps",
+    "steps": "total_steps",
+    "ema": "ema_decay",
+    "opt": "optimizer",
+    "eval_steps": "evaluate_every",
+    "beta1": "betas",
+    "beta2": "betas",
+}
+"""Names by which others call our keys."""
 _ADAM = ("adam", "adamw", "lamb")
 
 
@@ -26,9 +43,8 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     """
     for key in keys.names():
         if key not in NAMES and not is_scaling_key(key):
-            raise InvalidInputError(
-                f"{keys.path}: key {key!r}", "not a recipe key", nearest(key, NAMES)
-            )
+            remedy = f"did you mean {_ALIASES[key]}?" if key in _ALIASES else nearest(key, NAMES)
+            raise InvalidInputError(f"{keys.path}: key {key!r}", "not a recipe key", remedy)
     values = {key: value for key in NAMES if (value := _value(keys, key)) is not None}
     _check_optimizer(keys, values)
     _check_lengths(keys, values)

@@ -40,6 +40,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
         InvalidInputError: a value cannot be used, keys contradict each other, or the optimizer
             is not one that is known.
     """
+    keys.refuse_foreign({"learning_rate": "lr", "optimizer": "opt"}, "timm")
     assumed: list[str] = []
     optimizer, nesterov = _optimizer(keys, assumed)
     split, devices = _split(keys, world_size, assumed)

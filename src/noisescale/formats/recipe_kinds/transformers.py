@@ -58,6 +58,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     Raises:
         InvalidInputError: a value cannot be used, or the optimizer is not one that is known.
     """
+    keys.refuse_foreign(_foreign(keys), "Transformers")
     optimizer = _optimizer(keys)
     assumed = {**_DEFAULTS, **(_ADAM_DEFAULTS if optimizer == "adamw" else {})}
     split = _split(keys, world_size)
@@ -83,6 +84,14 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     return Reading(
         values=values, places=places, implied=implied, split=split, world_size=world_size
     )
+
+
+def _foreign(keys: Keys) -> dict[str, str]:
+    """Return names of other tools, as Axolotl's, with Transformers' own."""
+    new, old = "per_device_train_batch_size", "per_gpu_train_batch_size"
+    batch = old if keys.has(old) else new
+    sizes = ("batch_size", "micro_batch_size", "train_batch_size", "global_batch_size")
+    return {"lr": "learning_rate", **dict.fromkeys(sizes, batch)}
 
 
 def _or(value: Any, default: Any) -> Any:
