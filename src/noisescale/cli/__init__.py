@@ -15,6 +15,7 @@ import click
 
 from noisescale import __version__
 from noisescale.cli.arguments import COUNT, SECONDS, SHARE, Counts, Number, workload_options
+from noisescale.cli.audit import audit
 from noisescale.cli.branch import branch
 from noisescale.cli.convert import convert
 from noisescale.cli.output import show, working
@@ -250,5 +251,5 @@ def tradeoff(file: str, target: str | None, as_json: bool) -> None:
     show(read_tradeoff(file, target=target), "render_tradeoff", as_json=as_json)
 
 
-for _command in (sweep, branch, report):
+for _command in (sweep, branch, audit, report):
     cli.add_command(_command)

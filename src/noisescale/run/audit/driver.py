@@ -316,7 +316,9 @@ def _packed(
     except InvalidInputError as problem:
         if request.replicas_asked:
             raise InvalidInputError(
-                problem.value, problem.requirement, f"{problem.remedy}; or give replicas=1"
+                problem.value,
+                problem.requirement,
+                f"{problem.remedy}; or take 1 replica, which runs no other process",
             ) from None
         return None, f"the workload cannot be sent to other processes: {problem.requirement}"
 

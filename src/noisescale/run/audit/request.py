@@ -88,13 +88,14 @@ def _nearest_divisors(size: int, wanted: int) -> str:
     """Name the divisors next to a number, and the batches next to a size.
 
     >>> _nearest_divisors(32, 3)
-    'give replicas=2 or 4, or a batch of 30 or 33'
+    'take 2 or 4 replicas, or a batch of 30 or 33'
     >>> _nearest_divisors(4, 9)
-    'give replicas=4, or a batch of 9'
+    'take 4 replicas, or a batch of 9'
     """
     divisors = [d for d in range(2, size + 1) if size % d == 0]
     near = [max((d for d in divisors if d < wanted), default=0)]
     near.append(min((d for d in divisors if d > wanted), default=0))
     batches = [size // wanted * wanted, -(-size // wanted) * wanted]
     replicas = " or ".join(str(d) for d in near if d)
-    return f"give replicas={replicas}, or a batch of {' or '.join(str(b) for b in batches if b)}"
+    sizes = " or ".join(str(b) for b in batches if b)
+    return f"take {replicas} replicas, or a batch of {sizes}"
