@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,7 +121,7 @@ class SlowAdaScale:
     """The paper's bookkeeping, all estimates kept."""
 
     def __init__(self, base):
-        self.base, self.clock, self.gain, self.past = base, 0.0, 1.0, []
+        self.base, self.clock, self.gain, self.past, self.known = base, 0.0, 1.0, [], None
 
     def step(self, trace, square, batch):
         scale = batch / self.base
@@ -131,10 +132,10 @@ class SlowAdaScale:
             mean_trace = (1 - share) * mean_trace + share * one
             mean_square = (1 - share) * mean_square + share * other
         if mean_trace > 0 and mean_square > 0:
-            sigma = mean_trace / self.base
-            self.gain = (sigma + mean_square) / (sigma / scale + mean_square)
-        else:
-            self.gain = min(max(self.gain, min(1, scale)), max(1, scale))
+            self.known = mean_trace / self.base, mean_square
+        if self.known is not None:
+            sigma, mu = self.known
+            self.gain = (sigma + mu) / (sigma / scale + mu)
         self.clock += self.gain
 
 
@@ -234,6 +235,13 @@ def test_a_function_is_asked_before_every_step():
     assert controller.held == 2
 
 
+def test_numpys_numbers_are_numbers():
+    controller = AdaScale(sgd(), base_batch_size=np.int64(32), batch_size=np.int32(128))
+    controller.observe(np.float32(32))
+    assert controller.gain == pytest.approx(1.6)
+    assert type(controller.state_dict()["batch_size"]) is float
+
+
 def test_a_new_batch_size_gives_a_new_gain_from_the_same_averages():
     controller = AdaScale(sgd(), base_batch_size=32, batch_size=128, noise=32.0)
     controller.set_batch_size(32)
@@ -248,7 +256,15 @@ def test_a_held_gain_never_passes_the_scale():
     controller.observe(GradientMoments(trace_cov=1e9, grad_sq=-9.0))
     assert controller.gain == pytest.approx(10, rel=1e-5)
     controller.set_batch_size(64)
-    assert controller.gain == 2.0
+    assert controller.gain == pytest.approx(2, rel=1e-5)
+
+
+def test_averages_too_far_apart_for_a_float_give_the_ends():
+    controller = AdaScale(sgd(), base_batch_size=32, batch_size=320, smoothing=0.0)
+    controller.observe(GradientMoments(trace_cov=1e300, grad_sq=1e-300))
+    assert controller.gain == pytest.approx(10)
+    controller.observe(GradientMoments(trace_cov=1e-300, grad_sq=1e300))
+    assert controller.gain == 1.0
 
 
 def test_adams_power_moves_the_rate_by_the_root_and_the_clock_by_the_gain():

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -401,6 +402,11 @@ def test_groups_have_their_own_settings():
     assert one == {"lr": 0.2, "momentum": 0.0, "nesterov": False, "weight_decay": 0.05}
     assert other["lr"] == pytest.approx(0.05)
     assert other["momentum"] == 0.5
+
+
+def test_numpys_sizes_are_sizes():
+    optimizer = PerExampleSGD([one_weight()], 0.01, batch_size=np.int64(8))
+    assert type(optimizer.state_dict()["param_groups"][0]["batch_size"]) is int
 
 
 def test_half_lives_far_below_a_batch_leave_plain_steps():

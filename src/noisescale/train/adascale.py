@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -31,7 +32,20 @@ class GradientMoments:
 Noise = NoiseScale | GradientMoments | float | None
 """What the gain can be had from; a bare number is the noise scale B_simple."""
 
-KEYS = ("clock", "gain", "batch_size", "base_batch_size", "trace_cov", "grad_sq", "count", "held")
+KEYS = (
+    "clock",
+    "noise_scale",
+    "batch_size",
+    "base_batch_size",
+    "trace_cov",
+    "grad_sq",
+    "count",
+    "held",
+)
+
+
+LARGEST = 1e300
+"""Where a quotient of finite averages would be infinite: the gain is S all the same. (assumed)"""
 
 
 @final
@@ -51,9 +65,9 @@ class AdaScale:
     moves no clock.
 
     The gain is computed from averages of the two estimates, each apart, as in the paper. Where an
-    average is not positive, or a measurement is not determined, the last gain is kept (1 at
-    first) and counted in ``held``; the paper raises such averages to 1e-6 and 0 instead, which
-    makes the gain S.
+    average is not positive, or a measurement is not determined, the last noise scale stands (a
+    gain of 1 before the first) and the observation is counted in ``held``; the paper raises such
+    averages to 1e-6 and 0 instead, which makes the gain S.
 
     Args:
         optimizer: any torch optimizer; its rates are those tuned at the base batch size.
@@ -69,7 +83,8 @@ class AdaScale:
 
     Attributes:
         clock: base steps done so far, the paper's scale-invariant iterations: sum of the gains.
-        gain: r of the step to come, between 1 and S.
+        noise_scale: tr(Sigma) / |G|^2 that the gain comes from, in ``unit``; None before the
+            first.
         held: observations that left the gain as it was.
 
     Raises:
@@ -107,7 +122,7 @@ class AdaScale:
         self.base_batch_size = _size("base_batch_size", base_batch_size)
         self.batch_size = _size("batch_size", batch_size)
         self.clock = 0.0
-        self.gain = 1.0
+        self.noise_scale: float | None = None
         self.held = 0
         self._smoothing = smoothing
         self._moments = GradientMoments(trace_cov=0.0, grad_sq=0.0)
@@ -120,6 +135,18 @@ class AdaScale:
     def scale(self) -> float:
         """S, the batch size over the base batch size."""
         return self.batch_size / self.base_batch_size
+
+    @property
+    def gain(self) -> float:
+        """The gain r of the step to come, between 1 and S."""
+        if self.noise_scale is None:
+            return 1.0
+        return adascale.gain(
+            trace_cov=self.noise_scale,
+            grad_sq=1.0,
+            base_batch_size=self.base_batch_size,
+            batch_size=self.batch_size,
+        )
 
     @property
     def smoothing(self) -> float:
@@ -136,13 +163,12 @@ class AdaScale:
         self.optimizer.zero_grad(set_to_none)
 
     def set_batch_size(self, batch_size: float) -> None:
-        """State the batch size of the steps to come; the averages, per example, stay.
+        """State the batch size of the steps to come; the noise scale stands.
 
         Raises:
             InvalidInputError: it is not a positive number.
         """
         self.batch_size = _size("batch_size", batch_size)
-        self._refresh()
 
     def observe(self, noise: Noise) -> None:
         """Take one measurement into the gain.
@@ -165,13 +191,16 @@ class AdaScale:
             share = max(1 / self._count, 1 - self.smoothing)
             old = self._moments
             found = GradientMoments(
-                trace_cov=old.trace_cov + share * (found.trace_cov - old.trace_cov),
-                grad_sq=old.grad_sq + share * (found.grad_sq - old.grad_sq),
+                trace_cov=(1 - share) * old.trace_cov + share * found.trace_cov,
+                grad_sq=(1 - share) * old.grad_sq + share * found.grad_sq,
             )
         else:
             self._count = 0  # a ratio has no scale: moments that follow start anew
         self._moments = found
-        self.held += not self._refresh()
+        if found.trace_cov > 0 and found.grad_sq > 0:
+            self.noise_scale = min(found.trace_cov / found.grad_sq, LARGEST)
+        else:
+            self.held += 1
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the optimizer with its rates times the gain, then the clock and the scheduler.
@@ -199,10 +228,10 @@ class AdaScale:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return clock, gain and averages; optimizer and scheduler save their own."""
+        """Return clock, noise scale and averages; optimizer and scheduler save their own."""
         return {
             "clock": self.clock,
-            "gain": self.gain,
+            "noise_scale": self.noise_scale,
             "batch_size": self.batch_size,
             "base_batch_size": self.base_batch_size,
             "trace_cov": self._moments.trace_cov,
@@ -230,25 +259,10 @@ class AdaScale:
                 f"the saved run's {state['base_batch_size']:g} is required, where its rates belong",
                 "make the controller with it",
             )
-        self.clock, self.gain, self.held = state["clock"], state["gain"], state["held"]
+        self.clock, self.held = state["clock"], state["held"]
+        self.noise_scale = state["noise_scale"]
         self.batch_size, self._count = state["batch_size"], state["count"]
         self._moments = GradientMoments(trace_cov=state["trace_cov"], grad_sq=state["grad_sq"])
-
-    def _refresh(self) -> bool:
-        """Compute the gain anew; return False where the averages do not tell."""
-        moments = self._moments
-        if not (moments.trace_cov > 0 and moments.grad_sq > 0):
-            # Kept, but never beyond what the present batch size allows.
-            low, high = sorted((1.0, self.scale))
-            self.gain = min(max(self.gain, low), high)
-            return False
-        self.gain = adascale.gain(
-            trace_cov=moments.trace_cov,
-            grad_sq=moments.grad_sq,
-            base_batch_size=self.base_batch_size,
-            batch_size=self.batch_size,
-        )
-        return True
 
     def _advance(self) -> None:
         before = math.floor(self.clock)
@@ -260,8 +274,8 @@ class AdaScale:
     def _read(self, noise: Noise) -> GradientMoments | None:
         if isinstance(noise, NoiseScale):
             noise = self._read_record(noise)
-        if isinstance(noise, int | float) and not isinstance(noise, bool):
-            noise = GradientMoments(trace_cov=noise, grad_sq=1.0) if noise > 0 else None
+        if isinstance(noise, numbers.Real) and not isinstance(noise, bool):
+            noise = GradientMoments(trace_cov=float(noise), grad_sq=1.0) if noise > 0 else None
         if noise is None:
             return None
         if not isinstance(noise, GradientMoments):
@@ -286,10 +300,10 @@ class AdaScale:
 
 
 def _size(name: str, value: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
         raise InvalidInputError(f"{name} {value!r}", "a positive number is required", "change it")
-    return value
+    return float(value)
 
 
 def _check(optimizer: Any, scheduler: Any, power: float, smoothing: float | None) -> None:

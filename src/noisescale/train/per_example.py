@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,8 @@ class PerExampleOptimizer(torch.optim.Optimizer, abc.ABC):
             InvalidInputError: it is not positive, or so large that weight decay would take all
                 of the weights in one step.
         """
+        if isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool):
+            batch_size = int(batch_size)  # numpy's own would not load with weights_only
         check_setting("batch_size", batch_size, positive=True)
         for group in self.param_groups:
             _refuse_whole_decay(group, batch_size)
