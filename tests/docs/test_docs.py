@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import math
 import re
@@ -31,8 +32,9 @@ PAGES = (
     "sweep",
     "large-batch-optimizers",
     "batch-schedules-in-your-loop",
+    "schedules",
 )
-CHEAP = ("split", "tradeoff")
+CHEAP = ("split", "tradeoff", "schedule")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 CLOSE = 0.05
 
@@ -94,6 +96,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder that holds the files which the pages show."""
     for block in BLOCKS:
         named = re.match(r"# (\w+\.py)\n", block.text) if block.kind == "python" else None
+        if named:
+            (tmp_path / named[1]).write_text(block.text)
+        named = re.match(r"# (\w+\.toml)\n", block.text) if block.kind == "toml" else None
         if named:
             (tmp_path / named[1]).write_text(block.text)
         if block.kind == "csv":
@@ -183,6 +188,8 @@ def test_formula_is_a_function_with_a_source(name: str) -> None:
     module = importlib.import_module(".".join(["noisescale", *parts[:2]]))
     thing, owner = module, module
     for part in parts[2:]:
+        if inspect.ismodule(thing) and not hasattr(thing, part):
+            importlib.import_module(f"{thing.__name__}.{part}")
         owner, thing = thing, getattr(thing, part)
     documented = thing.__doc__ or owner.__doc__
     assert documented
