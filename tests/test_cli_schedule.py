@@ -78,6 +78,17 @@ def test_the_length_may_be_given(folder: Path, capsys: pytest.CaptureFixture[str
     assert plan.original_updates == 500
 
 
+def test_the_length_counts_what_thresholds_count(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = ["--threshold-unit", "tokens", "--size-unit", "sequences", "--sequence-length", "10"]
+    plan = answered([*ALONE, "--text", "0:64 32K:128", *units], capsys)
+    assert (plan.schedule.unit, plan.schedule.total) == ("sequences", 6400)
+    assert plan.updates == 50 + 25
+    assert main(["schedule", *ALONE, "--text", "0:64", *units[:4]]) == 2
+    assert "mixed units need the length of a sequence" in capsys.readouterr().err
+
+
 def test_micro_batches_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["parts.json", "--replicas", "2", "--set", "total_steps=100"]
     plan = answered([*options, "--warmup-batch", "16:1K"], capsys)

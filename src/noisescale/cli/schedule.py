@@ -50,7 +50,11 @@ _UNITS = "examples|sequences|tokens"
     show_default=True,
     help="How the rate follows the batch size; auto: the square root for Adam, else linear.",
 )
-@click.option("--total", metavar="N", help="Length of the training, for example 300B.")
+@click.option(
+    "--total",
+    metavar="N",
+    help="Length of the training, for example 300B, in the unit of thresholds.",
+)
 @click.option(
     "--set",
     "overrides",

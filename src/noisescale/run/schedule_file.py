@@ -9,8 +9,9 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.plan import plan_schedule
-from noisescale.plan.schedule.text import read_number
+from noisescale.plan.schedule.text import read_number, restate
 from noisescale.records import Recipe, SchedulePlan
+from noisescale.records.rate_schedule import require_unit
 from noisescale.run.overrides import parse_overrides, recipe_changes
 
 
@@ -20,6 +21,7 @@ def schedule_file(
     overrides: Iterable[str] = (),
     total: int | str | None = None,
     unit: str | None = None,
+    threshold_unit: str | None = None,
     size_unit: str | None = None,
     sequence_length: int | None = None,
     dataset_size: int | None = None,
@@ -34,10 +36,11 @@ def schedule_file(
         path: a TOML, YAML or JSON file: our own flat keys, or a configuration of Transformers,
             DeepSpeed, Lightning or timm; None for a recipe of ``overrides`` alone.
         overrides: ``key=value`` texts that change or make the recipe.
-        total: length of the training in the recipe's unit, K, M, B or T may follow it; the
-            recipe's by default.
+        total: length of the training, K, M, B or T may follow it; it counts what the thresholds
+            of ``text`` count, or without a text the recipe's unit. The recipe's by default.
         unit: what ``text`` counts, and without a file the recipe too.
-        size_unit: what the sizes of ``text`` count, where it is not ``unit``.
+        threshold_unit: what the thresholds of ``text`` count, where it is not ``unit``.
+        size_unit: what its sizes count, where it is not ``unit``.
         sequence_length: tokens per sequence, where the file does not say it.
         dataset_size: training examples, where the file does not say it.
         micro_batch_size: per pass and device; the file's by default.
@@ -51,8 +54,6 @@ def schedule_file(
         MissingExtraError: a library that reads this kind of file is not installed.
     """
     given = recipe_changes(parse_overrides(overrides))
-    if total is not None:
-        given |= {"total_examples": _number("total", total), "total_steps": None}
     notes: tuple[str, ...] = ()
     if path is None:
         recipe = _made(given, size_unit or unit)
@@ -71,9 +72,14 @@ def schedule_file(
             notes += (f"{file.already_scaled.rstrip('.')}: the rates here follow the file's lr",)
         micro_batch_size = micro_batch_size or file.micro_batch_size
         replicas = replicas or file.world_size
+    if total is not None:
+        recipe = _lengthened(
+            recipe, total, threshold_unit or unit or recipe.unit, sequence_length=sequence_length
+        )
     plan = plan_schedule(
         recipe,
         unit=unit,
+        threshold_unit=threshold_unit,
         size_unit=size_unit,
         sequence_length=sequence_length,
         dataset_size=dataset_size,
@@ -95,6 +101,16 @@ def _made(given: dict[str, Any], unit: str | None) -> Recipe:
             )  # fmt: skip
     values = {"unit": unit} | given if unit is not None else given
     return Recipe(**{key: value for key, value in values.items() if value is not None})
+
+
+def _lengthened(
+    recipe: Recipe, total: int | str, unit: str, *, sequence_length: int | None
+) -> Recipe:
+    """Give a recipe another length, stated in a unit that may not be its own."""
+    require_unit(unit)
+    known = recipe.sequence_length or sequence_length
+    length = restate(_number("total", total), unit, recipe.unit, sequence_length=known)
+    return recipe.with_changes(total_examples=max(1, length), total_steps=None)
 
 
 def _warmup(text: str) -> tuple[int, ...]:

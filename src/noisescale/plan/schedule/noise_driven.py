@@ -152,9 +152,9 @@ class NoiseDriven:
         wanted = self.rule.wanted(scale, self.batch_size)
         size = self._next(wanted)
         if size == self.batch_size:
-            return self._hold(wanted, f"{wanted:,.3g} {self.unit} are wanted")
+            return self._hold(wanted, f"{_spelt(wanted)} {self.unit} are wanted")
         before, self.batch_size = self.batch_size, size
-        why = f"from {before:,}: {wanted:,.3g} {self.unit} are wanted"
+        why = f"from {before:,}: {_spelt(wanted)} {self.unit} are wanted"
         return Decision(batch_size=size, changed=True, wanted=wanted, why=why)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,3 +218,7 @@ class NoiseDriven:
         if not whole or self.sizes.nearest(size) != size:
             near = f"give {self.sizes.nearest(size)}" if whole else "give a whole number"
             raise InvalidInputError(f"batch_size {size!r}", "is none of the sizes allowed", near)
+
+
+def _spelt(size: float) -> str:
+    return f"{size:,.0f}" if 100 <= size < 1e15 else f"{size:.3g}"
