@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.formats.csv_lines import csv_lines
 from noisescale.records import TrialOutcome, TrialRow
 
 ROLES = {
@@ -114,22 +114,7 @@ _Line = tuple[int, dict[str, str]]
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            lines = [
-                (reader.line_num, [cell.strip() for cell in line])
-                for line in reader
-                if any(cell.strip() for cell in line)
-            ]
-    except OSError as error:
-        raise InvalidInputError(
-            f"{path}", f"cannot be read ({error.strerror})", "give a CSV file"
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError(
-            f"{path}", f"is no CSV text ({error})", "save it as comma-separated UTF-8"
-        ) from None
+    lines = csv_lines(path)
     if len(lines) < 2:
         raise InvalidInputError(
             f"{path}", "a line of names and one per trial are required", "give a CSV of trials"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.formats.csv_lines import csv_lines
 from noisescale.records import Tradeoff
 from noisescale.theory.runs_checked import LARGEST
 from noisescale.theory.tradeoff import fit_tradeoff
@@ -121,23 +121,7 @@ class _Run:
 
 
 def _rows(path: Path) -> list[_Row]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            lines = [
-                (reader.line_num, [cell.strip() for cell in line])
-                for line in reader
-                if any(cell.strip() for cell in line)
-            ]
-    except OSError as error:
-        raise InvalidInputError(
-            f"{path}", f"cannot be read ({error.strerror})", "give a CSV file"
-        ) from None
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise InvalidInputError(
-            f"{path!s}", f"is no CSV text ({reason})", "save it as comma-separated UTF-8"
-        ) from None
+    lines = csv_lines(path)
     if not lines:
         raise InvalidInputError(
             f"{path}", "is empty", "give a CSV file with columns batch_size and steps"
