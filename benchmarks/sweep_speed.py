@@ -1,8 +1,9 @@
 """Many trials of one batch size: the stacked engine against the fastest plain loop.
 
 The same trials, evaluated equally often and stopped alike, are trained twice in one run: by
-``train_trials`` (two threads) and by a hand-tuned PyTorch loop, one trial after the other, in two
-one-thread worker processes that are started before the clock. Both must give the same answer.
+``train_trials`` in two processes and by a hand-tuned PyTorch loop, one trial after the other, in
+two worker processes. All have one thread and are started before the clock. Both must give the same
+answer. ``--in-threads`` trains ours in two threads of one process.
 
     python benchmarks/sweep_speed.py digits
     python benchmarks/sweep_speed.py mnist --data DIR
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from noisescale.measure.batches import EpochBatches
 from noisescale.records.trial import TrialPlan
 from noisescale.run.resolve import resolve_workload
-from noisescale.run.trials import train_trials
+from noisescale.run.trials import TrialProcesses, train_trials
 from noisescale.run.trials.passages import Passages
 
 SIZES = {
@@ -133,7 +134,14 @@ def plain(
 
 
 def compare(
-    name: str, workload: Any, pool: Any, batch_size: int, *, threads: int, **grid: int
+    name: str,
+    workload: Any,
+    pool: Any,
+    batch_size: int,
+    *,
+    threads: int,
+    processes: Any,
+    **grid: int,
 ) -> dict[str, Any]:
     """Train the same trials both ways and return one row."""
     plans = plans_of(name, workload, batch_size, **grid)
@@ -141,7 +149,7 @@ def compare(
     theirs = pool.map(plain, plans, chunksize=1)
     plain_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    results = train_trials(workload, plans, workers=threads)
+    results = train_trials(workload, plans, workers=threads, processes=processes)
     ours_seconds = time.perf_counter() - began
     pairs = [(r.crossings[0].first, first) for r, (first, _) in zip(results, theirs, strict=True)]
     both = [abs(math.log(a / b)) for a, b in pairs if a and b]
@@ -166,17 +174,23 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     context = multiprocessing.get_context("spawn")
     initialise = partial(prepare, args.workload, args.data)
-    with context.Pool(args.threads, initializer=initialise) as pool:
+    with (
+        context.Pool(args.threads, initializer=initialise) as pool,
+        TrialProcesses(workload) as ours,
+    ):
+        processes = None if args.in_threads else ours
+        if processes is not None and not processes.start(args.threads):
+            print(f"threads train: {processes.refused}")
         pool.map(abs, range(8))  # every worker has imported and read its data
         warm = plans_of(args.workload, workload, 8, rates=2, seeds=2, steps=20)
         pool.map(plain, warm)
-        train_trials(workload, warm, workers=args.threads)
+        train_trials(workload, warm, workers=args.threads, processes=processes)
         for batch_size in sizes:
             most, examples = (300, 10_000) if args.quick else (1500, 40_000)
             steps = max(100, min(most, examples // batch_size))
             row = compare(
                 args.workload, workload, pool, batch_size,
-                threads=args.threads, rates=rates, seeds=seeds, steps=steps,
+                threads=args.threads, processes=processes, rates=rates, seeds=seeds, steps=steps,
             )  # fmt: skip
             rows.append(row)
             same = row["median_difference"] <= TOLERANCE
@@ -240,6 +254,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=2, help="ours, and workers of the plain loop"
     )
+    parser.add_argument("--in-threads", action="store_true", help="ours in threads")
     parser.add_argument("--quick", action="store_true", help="fewer trials and steps")
     parser.add_argument("--stacks", action="store_true", help="by the number of stacked trials")
     parser.add_argument("--json", type=Path)

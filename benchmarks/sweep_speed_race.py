@@ -37,7 +37,7 @@ from noisescale.records import TrialPlan, TrialResult, TunedSteps
 from noisescale.run.sweep.race import Race
 from noisescale.run.sweep.request import Request, make_request
 from noisescale.run.sweep.space import coordinate
-from noisescale.run.trials import train_trials
+from noisescale.run.trials import TrialProcesses, train_trials
 from noisescale.theory.trial_table import trial_rows
 from noisescale.theory.tuned_steps import tuned_steps
 
@@ -106,12 +106,14 @@ def sampled(
 
 
 def clocked(
-    request: Request, plans: Sequence[TrialPlan], *, race: bool, threads: int
+    request: Request, plans: Sequence[TrialPlan], *, race: bool, threads: int, processes: Any
 ) -> tuple[list[TrialResult], TunedSteps, float]:
     """Train all plans by our engine; results, tuned steps and wall time."""
     judge = Race() if race else None
     began = time.perf_counter()
-    results = train_trials(request.workload, plans, judge=judge, workers=threads)
+    results = train_trials(
+        request.workload, plans, judge=judge, workers=threads, processes=processes
+    )
     seconds = time.perf_counter() - began
     target = request.targets[0]
     return results, tuned_steps(trial_rows(results, target=target), target=target), seconds
@@ -125,12 +127,22 @@ def change(one: float | None, other: float | None) -> float:
 
 
 def compare(
-    request: Request, pool: Any, plans: Sequence[TrialPlan], *, threads: int, plain_seconds: float
+    request: Request,
+    pool: Any,
+    plans: Sequence[TrialPlan],
+    *,
+    threads: int,
+    plain_seconds: float,
+    processes: Any,
 ) -> dict[str, Any]:
     """Train the same trials in the three ways and return one row."""
     firsts, plain_time = sampled(pool, plans, workers=threads, seconds=plain_seconds)
-    full, answer, full_time = clocked(request, plans, race=False, threads=threads)
-    raced, short_answer, race_time = clocked(request, plans, race=True, threads=threads)
+    full, answer, full_time = clocked(
+        request, plans, race=False, threads=threads, processes=processes
+    )
+    raced, short_answer, race_time = clocked(
+        request, plans, race=True, threads=threads, processes=processes
+    )
     ours = {result.plan.key: result.crossings[0].first for result in full}
     both = [abs(math.log(a / b)) for key, a in firsts.items() if a and (b := ours[key])]
     return {
@@ -166,17 +178,24 @@ def speed(name: str, case: Case, args: argparse.Namespace) -> list[dict[str, Any
     print(HEADER.format(name=name, target=request.targets[0], case=case))
     context = multiprocessing.get_context("spawn")
     rows, known = [], {}
-    with context.Pool(args.threads, initializer=partial(prepare, name, args.data)) as pool:
+    with (
+        context.Pool(args.threads, initializer=partial(prepare, name, args.data)) as pool,
+        TrialProcesses(request.workload) as ours,
+    ):
+        processes = None if args.in_threads else ours
+        if processes is not None and not processes.start(args.threads):
+            print(f"threads train: {processes.refused}")
         pool.map(abs, range(8))  # every worker has imported and read its data
         warm = plans_of(name, request.workload, 8, rates=2, seeds=2, steps=20)
         pool.map(plain, warm)
-        train_trials(request.workload, warm, workers=args.threads)
+        train_trials(request.workload, warm, workers=args.threads, processes=processes)
         for batch_size in request.batch_sizes:
             plans = request.tuning(batch_size, known).next_plans({})
             plans.sort(key=lambda plan: (plan.seed, plan.recipe.lr))
             row = compare(
-                request, pool, plans, threads=args.threads, plain_seconds=args.plain_seconds
-            )
+                request, pool, plans, threads=args.threads, plain_seconds=args.plain_seconds,
+                processes=processes,
+            )  # fmt: skip
             rows.append(row)
             show(row)
             if row["lr"]:
@@ -234,6 +253,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=2, help="ours, and workers of the plain loop"
     )
+    parser.add_argument("--in-threads", action="store_true", help="ours in threads")
     parser.add_argument("--plain-seconds", type=float, help="of the plain loop at a batch size")
     parser.add_argument("--quick", action="store_true", help="two batch sizes, fewer trials")
     parser.add_argument("--json", type=Path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -52,7 +53,7 @@ def lawful(smallest: float, critical: float, noise: float = 0.0):
                     )
                 )
 
-        return run
+        return contextlib.nullcontext(run)
 
     return train
 
@@ -94,7 +95,7 @@ def test_a_store_keeps_the_trials(monkeypatch, tmp_path):
         raise AssertionError
 
     def refuses(request, engine, *, race=True):
-        return lambda plans, **_: none(request, engine)
+        return contextlib.nullcontext(lambda plans, **_: none(request, engine))
 
     monkeypatch.setattr("noisescale.run.calibrate.trained_by_engine", refuses)
     again = calibrate("digits", prior=WIDE, store=tmp_path / "kept")

@@ -174,20 +174,21 @@ class _Work:
             sizes.append(further)
 
     def _tune(self, request: Request, store: Any) -> None:
-        driver = Driver(
-            request=request,
-            train=trained_by_engine(request, self.engine),
-            store=store,
-            reporter=Reporter(
-                sizes=len(request.batch_sizes),
-                target=request.targets[0],
-                tell=self.on_progress,
+        with trained_by_engine(request, self.engine) as train:
+            driver = Driver(
+                request=request,
+                train=train,
+                store=store,
+                reporter=Reporter(
+                    sizes=len(request.batch_sizes),
+                    target=request.targets[0],
+                    tell=self.on_progress,
+                    deadline=self.deadline,
+                ),
                 deadline=self.deadline,
-            ),
-            deadline=self.deadline,
-            results=self.results,
-        )
-        driver.run()
+                results=self.results,
+            )
+            driver.run()
         self.complete = not driver.unfinished
         asked = {
             size: [plan.key for plan in tuning.plans(driver.results)]

@@ -15,7 +15,7 @@ import queue
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import TrialPlan
@@ -37,7 +37,7 @@ class Inbox:
         """Return the settings, which come before all else."""
         line = self._file.readline()
         if not line.endswith(b"\n"):
-            _end_group()
+            end_group()
         settings: dict[str, Any] = json.loads(line)
         threading.Thread(target=self._read, daemon=True).start()
         return settings
@@ -53,7 +53,7 @@ class Inbox:
                 self.stopped.set()
             else:
                 self._messages.put(message)
-        _end_group()
+        end_group()
 
 
 class Outbox:
@@ -69,12 +69,12 @@ class Outbox:
             while line:
                 line = line[os.write(self._descriptor, line) :]
         except OSError:
-            _end_group()
+            end_group()
 
 
 def main(inbox: Inbox, outbox: Outbox, lifeline: int) -> None:
     """Load what the parent names, then train what it sends, for ever."""
-    _die_with_parent(lifeline)
+    die_with_parent(lifeline)
     settings = inbox.first()
     try:
         trainer = load_trainer(WorkerSpec.from_dict(settings["spec"]))
@@ -88,7 +88,7 @@ def main(inbox: Inbox, outbox: Outbox, lifeline: int) -> None:
         outbox.send(refused=[problem.value, problem.requirement, problem.remedy])
 
 
-def _die_with_parent(lifeline: int) -> None:
+def die_with_parent(lifeline: int) -> None:
     """Ask Linux to kill this group when the parent's end of a pipe closes, which stays silent.
 
     A thread that waits for that, as :class:`Inbox` has, needs Python's lock, which a trial may
@@ -107,7 +107,7 @@ def _die_with_parent(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _end_group() -> None:
+def end_group() -> NoReturn:
     """End this process and what the user's code started in it."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

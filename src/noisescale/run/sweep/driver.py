@@ -123,7 +123,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(kept_store(request, store))
         if executor is None:
-            train = trained_by_engine(request, engine, race=race)
+            train = stack.enter_context(trained_by_engine(request, engine, race=race))
         else:
             # Made once the store is ours: it may keep files of its own there.
             made = executor if spec is None else _made(str(executor), spec, slots, store)
@@ -239,18 +239,24 @@ def _require_results(plans: Sequence[TrialPlan], results: Mapping[str, TrialResu
         raise RuntimeError(f"{len(lost)} of {len(plans)} trials left no result, {lost[0]} first")
 
 
-def trained_by_engine(request: Request, engine: str, *, race: bool = True) -> Train:
-    """Return what trains plans in this process; a race starts from what has ended before."""
+@contextlib.contextmanager
+def trained_by_engine(request: Request, engine: str, *, race: bool = True) -> Iterator[Train]:
+    """Give what trains plans on this machine; a race starts from what has ended before."""
+    from noisescale.run.trials.processes.pool import TrialProcesses
 
-    def train(
-        plans: Sequence[TrialPlan], *, finished: Sequence[TrialResult], **options: Any
-    ) -> None:
-        from noisescale.run.trials import train_trials
+    with TrialProcesses(request.workload) as processes:
 
-        judge = Race(finished) if race else None
-        train_trials(request.workload, plans, judge=judge, engine=engine, **options)
+        def train(
+            plans: Sequence[TrialPlan], *, finished: Sequence[TrialResult], **options: Any
+        ) -> None:
+            from noisescale.run.trials import train_trials
 
-    return train
+            judge = Race(finished) if race else None
+            train_trials(
+                request.workload, plans, judge=judge, engine=engine, processes=processes, **options
+            )
+
+        yield train
 
 
 def _by_executor(executor: Executor) -> Train:

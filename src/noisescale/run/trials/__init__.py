@@ -3,5 +3,6 @@
 from noisescale.run.trials.alone import train_trial
 from noisescale.run.trials.engine import train_trials
 from noisescale.run.trials.judge import Judge, TrialProgress
+from noisescale.run.trials.processes.pool import TrialProcesses
 
-__all__ = ["Judge", "TrialProgress", "train_trial", "train_trials"]
+__all__ = ["Judge", "TrialProcesses", "TrialProgress", "train_trial", "train_trials"]

@@ -104,6 +104,22 @@ def choose(
     return Choice(route=kept, width=width, stacked_seconds=stacked, alone_seconds=alone)
 
 
+def alone_seconds(workload: Workload, plan: TrialPlan) -> float:
+    """Return the seconds of a step one by one with its share of the evaluations, by timing a few.
+
+    Infinite where the workload's code fails, which is for the trials to tell.
+    """
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            lone = LoneTrial(workload, plan)
+            (single,) = fastest(lone.values)
+            (step,) = fastest(lone.step)
+    except Exception:  # noqa: BLE001  the workload's code may raise anything
+        return math.inf
+    return step + evaluations_per_step(plan) * single
+
+
 def evaluations_per_step(plan: TrialPlan) -> float:
     """Return the evaluations over the steps of a trial that uses up its budget."""
     passages, count = Passages(plan), 0

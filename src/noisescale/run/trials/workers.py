@@ -94,6 +94,7 @@ class Workers:
         judge: stops hopeless trials.
         on_result: called with each result as soon as its trial ends, by one thread at a time.
         should_stop: asked before every step, by several threads; once true all trials end.
+        on_begin: told the trials of a unit before it is brought forward.
     """
 
     def __init__(
@@ -105,7 +106,9 @@ class Workers:
         judge: Judge | None = None,
         on_result: Callable[[TrialResult], None] | None = None,
         should_stop: ShouldStop | None = None,
+        on_begin: Callable[[Sequence[RunningTrial]], None] | None = None,
     ) -> None:
+        self._on_begin = on_begin
         self._waiting, self._trials = list(slots), list(trials)
         self._capacity, self._judge = capacity, judge
         self._on_result, self._asked = on_result, should_stop
@@ -203,6 +206,8 @@ class Workers:
         return not taken or taken + slot.bytes <= self._capacity
 
     def _bring_forward(self, slot: Slot) -> None:
+        if self._on_begin is not None:
+            self._on_begin(slot.trials)
         try:
             if slot.unit is None:
                 with self._making:  # models are drawn from torch's one random state

@@ -102,6 +102,23 @@ def sound_routes(workload: Workload, plan: TrialPlan) -> Iterator[Route]:
             yield candidate
 
 
+def named_route(workload: Workload, plan: TrialPlan, name: str) -> Route:
+    """Return a route that was found sound before, as in another process.
+
+    Args:
+        workload: model, loss and data.
+        plan: any trial of it.
+        name: the route's.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = fresh_model(workload)
+    feed = Feed(workload, next(model.parameters()).device)
+    some = next(feed.order(min(_FEW, workload.train_size), plan.order_seed))
+    candidates = _candidates(workload, model, feed.batch(some))
+    return next(candidate for candidate in candidates if candidate.name == name)
+
+
 def _candidates(workload: Workload, model: nn.Module, batch: Any) -> Iterator[Route]:
     if not is_stackable(model) or draws(workload, model):
         return
