@@ -104,7 +104,10 @@ def test_files_are_short_and_well_named(path: Path) -> None:
     assert not drawers & {part.removesuffix(".py") for part in path.relative_to(SRC).parts}
 
 
-@pytest.mark.parametrize("statement", ["import noisescale", "import noisescale.plan.split"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import noisescale", "import noisescale.plan.split", "import noisescale.plan.convert"],
+)
 def test_the_root_is_light(statement: str) -> None:
     code = f"{statement}, sys; print([m for m in ('torch', 'scipy') if m in sys.modules])"
     answer = subprocess.run(
@@ -131,6 +134,7 @@ def test_the_public_surface() -> None:
         "__version__",
         "advise",
         "branch",
+        "convert",
         "fit_tradeoff",
         "measure_noise_scale",
         "measure_workload",

@@ -21,6 +21,8 @@ import torch
 
 from noisescale import records
 from noisescale.cli import cli, main
+from noisescale.records.recipe import OPTIMIZERS
+from noisescale.theory import scaling
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = (
@@ -31,8 +33,10 @@ PAGES = (
     "command-line",
     "sweep",
     "large-batch-optimizers",
+    "convert",
     "batch-schedules-in-your-loop",
     "schedules",
+    "recipe-files",
 )
 CHEAP = ("split", "tradeoff", "schedule")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
@@ -95,7 +99,8 @@ def assert_alike(shown: str, real: str) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder that holds the files which the pages show."""
     for block in BLOCKS:
-        named = re.match(r"# (\w+\.py)\n", block.text) if block.kind == "python" else None
+        shown = block.kind in ("python", "toml", "yaml")
+        named = re.match(r"# (\w+\.(?:py|toml|yaml))\n", block.text) if shown else None
         if named:
             (tmp_path / named[1]).write_text(block.text)
         named = re.match(r"# (\w+\.toml)\n", block.text) if block.kind == "toml" else None
@@ -148,6 +153,27 @@ def test_output_of_a_cheap_command_is_what_is_shown(
     real = capsys.readouterr()
     assert status == (2 if real.err else 0)
     assert_alike(shown, real.out + real.err)
+
+
+def test_the_rules_that_the_page_recommends_are_those_that_convert_takes() -> None:
+    text = (DOCS / "convert.md").read_text()
+    rows = re.findall(r"^\| (`(?:sgd|adam|lars|lion)`.*?) \|(.*) \|$", text, re.MULTILINE)
+    seen = set()
+    for name, cells in rows:
+        stated = re.findall(r"`([\w-]+)`", cells)
+        for optimizer in re.findall(r"`(\w+)`", name):
+            momentum = 0.9 if "momentum" in name else None
+            old = records.Recipe(optimizer=optimizer, lr=0.1, batch_size=64, momentum=momentum)
+            found = [
+                scaling.recommended(old, size, scaling.Facts(noise_scale=scale)).name
+                for scale in (None, 100.0)
+                for size in (256, 16)
+            ]
+            assert stated == found, f"{name}: the page says {stated}, it is {found}"
+            seen.add(optimizer)
+    assert seen == set(OPTIMIZERS)
+    every = set(re.findall(r"^\| `([\w-]+)` \| [^|`]+ \|$", text, re.MULTILINE))
+    assert every == set(scaling.RULES)
 
 
 def test_pages_link_to_what_exists() -> None:
