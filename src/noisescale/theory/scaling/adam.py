@@ -7,6 +7,7 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
+from noisescale.theory.averages import BELOW_ONE
 from noisescale.theory.per_example import ADAM_BETAS, RMSPROP_ALPHA
 from noisescale.theory.scaling.exact import restated
 from noisescale.theory.scaling.rule import Change, Facts, Rule, shown
@@ -44,7 +45,7 @@ def stretched(name: str, kept: float, factor: float) -> float:
             f"kappa (1 - {name}) = {forgets:.4g} must be below 1",
             "use the half-life form beta^kappa: rule adam-half-life",
         )
-    return 1 - forgets
+    return min(1 - forgets, BELOW_ONE)
 
 
 def sde_refusal(recipe: Recipe, batch_size: int) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
+from noisescale.theory.averages import BELOW_ONE
 from noisescale.theory.per_example import PerExample
 from noisescale.theory.scaling.rule import Change, Facts, Rule, shown
 
@@ -59,7 +60,7 @@ def traded_momentum(*, momentum: float, factor: float) -> float:
             f"a factor of at least 1 - m = {1 - momentum:.4g} is required",
             "go down by another rule (keep-momentum or exact)",
         )
-    return max(new, 0.0)
+    return min(max(new, 0.0), BELOW_ONE)
 
 
 def _trade(recipe: Recipe, batch_size: int, facts: Facts) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,13 +39,15 @@ class Facts:
             value = getattr(self, name)
             if value is None:
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # Real: numpy's numbers too, as they come out of measurements.
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value > 0):
                 raise InvalidInputError(
                     f"{name} {value!r}",
                     "a positive finite number is required",
                     HOW_TO_GIVE[name],
                 )
+            object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
