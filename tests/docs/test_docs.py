@@ -38,7 +38,7 @@ PAGES = (
     "schedules",
     "recipe-files",
 )
-CHEAP = ("split", "tradeoff", "schedule")
+CHEAP = ("split", "tradeoff", "convert", "schedule")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 CLOSE = 0.05
 
@@ -101,9 +101,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for block in BLOCKS:
         shown = block.kind in ("python", "toml", "yaml")
         named = re.match(r"# (\w+\.(?:py|toml|yaml))\n", block.text) if shown else None
-        if named:
-            (tmp_path / named[1]).write_text(block.text)
-        named = re.match(r"# (\w+\.toml)\n", block.text) if block.kind == "toml" else None
         if named:
             (tmp_path / named[1]).write_text(block.text)
         if block.kind == "csv":
