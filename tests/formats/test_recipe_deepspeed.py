@@ -101,6 +101,9 @@ def test_deepspeed_adam_is_adamw_unless_told_otherwise(tmp_path: Path) -> None:
     assert read(tmp_path, table).recipe.optimizer == "adam"
     table = changed(DEEPSPEED, optimizer={"type": "SGD", "params": {"lr": 5e-4, "momentum": 0.9}})
     recipe = read(tmp_path, table).recipe
+    lion = read(tmp_path, changed(DEEPSPEED, optimizer={"type": "Lion", "params": {"lr": 5e-4}}))
+    assert (lion.recipe.optimizer, lion.recipe.betas) == ("lion", (0.9, 0.99))
+    assert "betas (0.9, 0.99)" in notes(lion)
     assert (recipe.optimizer, recipe.momentum, recipe.betas) == ("sgd", 0.9, None)
 
 
@@ -109,5 +112,5 @@ def test_deepspeed_cosine_keeps_the_optimizers_rate(tmp_path: Path) -> None:
     file = read(tmp_path, changed(DEEPSPEED, scheduler=scheduler, optimizer__params__betas=None))
     assert (file.recipe.lr, file.recipe.warmup_steps) == (5e-4, 1000)
     assert "default warm-up of 1000" in notes(file)
-    assert "betas [0.9, 0.999]" in notes(file)
+    assert "betas (0.9, 0.999)" in notes(file)
     assert file.where("lr") == "optimizer.params.lr"

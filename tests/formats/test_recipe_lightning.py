@@ -87,7 +87,7 @@ def test_lightning_adam_with_torchs_defaults_and_epochs(tmp_path: Path) -> None:
     assert file.recipe == Recipe(
         optimizer="adamw", lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, batch_size=100
     )
-    for part in ("torch's defaults", "max_epochs 3", "val_check_interval", "lr_scheduler",
+    for part in ("optimizer's defaults", "max_epochs 3", "val_check_interval", "lr_scheduler",
                  "BatchSizeFinder", "clipping by value"):  # fmt: skip
         assert part in notes(file)
     sized = read(tmp_path, text, dataset_size=950)
@@ -130,3 +130,16 @@ def test_lightning_by_hydra(tmp_path: Path) -> None:
     assert "data.batch_size 128 is taken for the examples of one device" in notes(file)
     with pytest.raises(InvalidInputError, match=r"model\.optimizer\._target_ 'my\.Adam'"):
         read(tmp_path, text.replace("torch.optim", "my"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lion_pytorch.Lion", Recipe(optimizer="lion", lr=0.1, batch_size=4, betas=(0.9, 0.99))),
+        ("torch.optim.RMSprop", Recipe(optimizer="rmsprop", lr=0.1, batch_size=4)),
+    ],
+)
+def test_lightning_other_optimizers(tmp_path: Path, name: str, expected: Recipe) -> None:
+    text = "trainer: {devices: 1}\ndata: {batch_size: 4}\n"
+    text += f"optimizer: {{class_path: {name}, init_args: {{lr: 0.1}}}}\n"
+    assert read(tmp_path, text).recipe == expected

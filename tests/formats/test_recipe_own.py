@@ -54,6 +54,13 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
     assert read_recipe(written(tmp_path, "r.json", table)).recipe == recipe
 
 
+def test_every_optimizer_takes_its_own_keys(tmp_path: Path) -> None:
+    both = {"optimizer": "rmsprop", "alpha": 0.9, "momentum": 0.5, "eps": 1e-8}
+    assert of(tmp_path, **both).recipe == Recipe(**BASE, **both)
+    lion = of(tmp_path, optimizer="lion", betas=[0.9, 0.99]).recipe
+    assert lion == Recipe(**BASE, optimizer="lion", betas=(0.9, 0.99))
+
+
 def test_absent_keys_stay_absent(tmp_path: Path) -> None:
     recipe = of(tmp_path, momentum=None, warmup_steps=0).recipe
     assert recipe == Recipe(lr=0.1, batch_size=32)
@@ -106,6 +113,10 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path: Path) -> None:
         ({"optimizer": "adamw", "betas": "0.9,0.99"}, "two numbers"),
         ({"optimizer": "adamw", "momentum": 0.9}, "adamw has no momentum"),
         ({"betas": [0.9, 0.99]}, "sgd has no betas"),
+        ({"alpha": 0.9}, "sgd has no alpha"),
+        ({"optimizer": "rmsprop", "alpha": 1.0}, r"alpha 1.0: a number in \[0, 1\)"),
+        ({"optimizer": "rmsprop", "nesterov": True}, "rmsprop has no nesterov"),
+        ({"optimizer": "lion", "momentum": 0.9}, "lion has no momentum"),
         ({"nesterov": True}, "nesterov needs a momentum"),
         ({"nesterov": "perhaps", "momentum": 0.9}, "true or false"),
         ({"nesterov": True, "momentum": 0.9, "dampening": 0.5}, "and no dampening"),

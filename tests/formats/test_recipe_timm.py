@@ -83,3 +83,8 @@ def test_timm_bad_values(tmp_path: Path, old: str, new: str, message: str) -> No
         read(tmp_path, TIMM, world_size=2)
     with pytest.raises(InvalidInputError, match=r"learning_rate 0\.1: no key of timm"):
         read(tmp_path, TIMM.replace("lr: 0.4", "learning_rate: 0.1"))
+
+
+def test_timm_lion(tmp_path: Path) -> None:
+    recipe = read(tmp_path, TIMM.replace("opt: momentum", "opt: lion")).recipe
+    assert (recipe.optimizer, recipe.betas, recipe.eps) == ("lion", (0.9, 0.99), None)

@@ -91,7 +91,9 @@ def test_transformers_warm_up(
         ({"micro_batch_size": 4}, "no key of Transformers, whose name for it is per_device"),
         ({"learning_rate": None, "lr": 0.1}, "lr 0.1: no key of Transformers"),
         ({"optim": "adafactor"}, "optim 'adafactor': an optimizer whose rule is known"),
-        ({"optim": "lion_8bit"}, "optim 'lion_8bit'"),
+        ({"optim": "galore_adamw"}, "optim 'galore_adamw'"),
+        ({"optim": "sgd", "optim_args": "momentum=1.5"}, r"momentum '1.5': a number in \[0, 1\)"),
+        ({"optim": "sgd", "optim_args": "momentum"}, "momentum '': a number"),
         ({"adafactor": True}, "adafactor True: Adafactor has no rule"),
         ({"learning_rate": "auto"}, "learning_rate 'auto': a positive number"),
         ({"per_device_train_batch_size": "auto"}, "'auto': a number is required"),
@@ -132,3 +134,16 @@ def test_transformers_notes(tmp_path: Path, values: dict[str, Any], note: str) -
 def test_transformers_split_batches_is_the_batch_of_all_devices(tmp_path: Path) -> None:
     table = {"per_device_train_batch_size": 32, "accelerator_config": {"split_batches": True}}
     assert read(tmp_path, table, world_size=4).recipe.batch_size == 32
+
+
+def test_transformers_other_optimizers(tmp_path: Path) -> None:
+    table = {"learning_rate": 0.1, "output_dir": "x", "optim_args": "momentum=0.9, nesterov=True"}
+    file = read(tmp_path, {**table, "optim": "sgd"}, world_size=1)
+    assert (file.recipe.momentum, file.recipe.nesterov, file.recipe.betas) == (0.9, True, None)
+    assert "version 4 ignores it" in notes(file)
+    assert "adam_beta1" not in notes(file)
+    file = read(tmp_path, {**table, "optim": "rmsprop", "optim_args": "alpha=0.95"}, world_size=1)
+    assert (file.recipe.optimizer, file.recipe.alpha, file.recipe.eps) == ("rmsprop", 0.95, None)
+    file = read(tmp_path, {**table, "optim": "lion_8bit"}, world_size=1)
+    assert (file.recipe.optimizer, file.recipe.betas) == ("lion", (0.9, 0.999))
+    assert file.recipe.eps is None

@@ -15,7 +15,7 @@ from noisescale.formats.reading import Reading, Split, at
 _TOTAL = "train_batch_size"
 _MICRO = "train_micro_batch_size_per_gpu"
 _PASSES = "gradient_accumulation_steps"
-_OPTIMIZERS = {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "lamb": "lamb"}
+_OPTIMIZERS = ("adam", "adamw", "sgd", "lamb", "lion", "rmsprop")
 _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 _WARMUP_MAX = "scheduler.params.warmup_max_lr"
 _WARMUP_MAX_DEFAULT = 0.001
@@ -39,13 +39,13 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
         "clip_norm": keys.number("gradient_clipping") or None,
         "dataset_size": dataset_size,
     }
-    if optimizer == "sgd":
+    if optimizer in ("sgd", "rmsprop"):
+        values["alpha"] = keys.fraction("optimizer.params.alpha")
+        values["eps"] = keys.number("optimizer.params.eps")
         values["momentum"] = keys.fraction("optimizer.params.momentum")
         values["nesterov"] = keys.flag("optimizer.params.nesterov")
     elif optimizer is not None:
-        values["betas"] = keys.pair("optimizer.params.betas") or (0.9, 0.999)
-        values["eps"] = keys.number("optimizer.params.eps") or 1e-8
-        _note_defaults(keys)
+        values |= _moments(keys, optimizer)
     values |= _rate(keys) | _lengths(keys)
     places = _places(keys)
     if split is None:
@@ -55,7 +55,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
 
 def _places(keys: Keys) -> dict[str, Any]:
     """Return where things stand; the warm-up's scheduler keeps a second copy of the rate."""
-    params = ("momentum", "nesterov", "betas", "eps", "weight_decay")
+    params = ("momentum", "nesterov", "betas", "alpha", "eps", "weight_decay")
     rates = ("optimizer.params.lr", _WARMUP_MAX) if _sets_rate(keys) else ("optimizer.params.lr",)
     return {
         **{name: at(f"optimizer.params.{name}") for name in params},
@@ -90,13 +90,13 @@ def _optimizer(keys: Keys) -> str | None:
         raise keys.refused(
             "optimizer.type",
             "an optimizer whose rule is known is required",
-            nearest(name, ("Adam", "AdamW", "SGD", "Lamb")),
+            nearest(name, ("Adam", "AdamW", "SGD", "Lamb", "Lion", "RMSprop")),
         )
     decoupled = _flag_or_true(keys, "optimizer.params.adam_w_mode")
     if name.lower() == "adam" and decoupled and not keys.flag("optimizer.params.torch_adam"):
         keys.note("optimizer.type Adam: DeepSpeed decouples its weight decay (adam_w_mode): AdamW.")
         return "adamw"
-    return _OPTIMIZERS[name.lower()]
+    return name.lower()
 
 
 def _flag_or_true(keys: Keys, key: str) -> bool:
@@ -194,12 +194,17 @@ def _lengths(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _note_defaults(keys: Keys) -> None:
-    defaults = {"betas": "[0.9, 0.999]", "eps": "1e-08"}
-    absent = [
-        f"{name} {value}"
-        for name, value in defaults.items()
-        if not keys.has(f"optimizer.params.{name}")
-    ]
+def _moments(keys: Keys, optimizer: str) -> dict[str, Any]:
+    """Return betas and eps; the optimizer's defaults where they are not written."""
+    found: dict[str, Any] = {"betas": (0.9, 0.99 if optimizer == "lion" else 0.999)}
+    if optimizer != "lion":
+        found["eps"] = 1e-8
+    absent = [name for name in found if not keys.has(f"optimizer.params.{name}")]
     if absent:
-        keys.note(f"not in the file, so the optimizer's defaults: {', '.join(absent)}.")
+        texts = ", ".join(f"{name} {found[name]}" for name in absent)
+        keys.note(f"not in the file, so the optimizer's defaults: {texts}.")
+    said = {
+        "betas": keys.pair("optimizer.params.betas"),
+        "eps": keys.number("optimizer.params.eps"),
+    }
+    return found | {name: value for name, value in said.items() if value is not None}

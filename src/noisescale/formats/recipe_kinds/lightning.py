@@ -13,7 +13,8 @@ from noisescale.errors import nearest
 from noisescale.formats.keys import Keys
 from noisescale.formats.reading import Reading, Split, at
 
-_OPTIMIZERS = {"SGD": "sgd", "Adam": "adam", "AdamW": "adamw"}
+_OPTIMIZERS = {"SGD": "sgd", "Adam": "adam", "AdamW": "adamw", "RMSprop": "rmsprop", "Lion": "lion"}
+_MODULES = ("", "torch.optim", "lion_pytorch")
 _OPTIMIZER_AT = (
     "optimizer",
     "model.init_args.optimizer",
@@ -29,9 +30,11 @@ _RATE_AT = (
     "model.lr",
     "model.learning_rate",
 )
-_ADAM_DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
-_TORCH_RATE = {"sgd": 1e-3, "adam": 1e-3, "adamw": 1e-3}
-_ADAMW_DECAY = 0.01
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
+    "lion": {"betas": (0.9, 0.99)},
+}
 _EMA_DECAY = 0.999
 
 
@@ -59,7 +62,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     said, implied = _lengths(keys, batch_size, dataset_size)
     values |= said
     _note_more(keys)
-    names = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
+    names = ("momentum", "dampening", "nesterov", "betas", "alpha", "eps", "weight_decay")
     places = {
         **{name: at(f"{above}.{name}") for name in names},
         "lr": at(rate_at),
@@ -83,7 +86,7 @@ def _optimizer(keys: Keys) -> tuple[str, str | None]:
             if name is None:
                 return arguments, None
             module, _, short = name.rpartition(".")
-            if short not in _OPTIMIZERS or module not in ("", "torch.optim"):
+            if short not in _OPTIMIZERS or module not in _MODULES:
                 raise keys.refused(
                     named,
                     "an optimizer whose rule is known is required",
@@ -102,21 +105,21 @@ def _rate_at(keys: Keys, above: str) -> str:
 
 def _moments(keys: Keys, above: str, optimizer: str | None) -> dict[str, Any]:
     """Return momentum or betas; torch's defaults where Adam's are not written."""
-    if optimizer in ("adam", "adamw"):
-        betas, eps = keys.pair(f"{above}.betas"), keys.number(f"{above}.eps")
-        found = {"betas": betas or _ADAM_DEFAULTS["betas"], "eps": eps or _ADAM_DEFAULTS["eps"]}
+    if optimizer in _DEFAULTS:
+        found = dict(_DEFAULTS[optimizer])
         absent = [name for name in found if not keys.has(f"{above}.{name}")]
-        texts = [f"{name} {found[name]}" for name in absent]
-        if optimizer == "adamw" and not keys.has(f"{above}.weight_decay"):
-            found["weight_decay"] = _ADAMW_DECAY
-            texts.append(f"weight_decay {_ADAMW_DECAY}")
-        if texts:
-            keys.note(f"not in the file, so torch's defaults: {', '.join(texts)}.")
-        return found
+        if absent:
+            texts = ", ".join(f"{name} {found[name]}" for name in absent)
+            keys.note(f"not in the file, so the optimizer's defaults: {texts}.")
+        said = {"betas": keys.pair(f"{above}.betas"), "eps": keys.number(f"{above}.eps")}
+        said["weight_decay"] = keys.number(f"{above}.weight_decay")
+        return found | {name: value for name, value in said.items() if value is not None}
     return {
         "momentum": keys.fraction(f"{above}.momentum"),
         "dampening": keys.number(f"{above}.dampening"),
         "nesterov": keys.flag(f"{above}.nesterov"),
+        "alpha": keys.fraction(f"{above}.alpha"),
+        "eps": keys.number(f"{above}.eps"),
     }
 
 

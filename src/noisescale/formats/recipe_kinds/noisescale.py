@@ -31,7 +31,12 @@ _ALIASES = {
     "beta2": "betas",
 }
 """Names by which others call our keys."""
-_ADAM = ("adam", "adamw", "lamb")
+_OWN_KEYS = {
+    **dict.fromkeys(("sgd", "lars"), ("momentum", "dampening", "nesterov")),
+    **dict.fromkeys(("adam", "adamw", "lamb", "lion"), ("betas",)),
+    "rmsprop": ("momentum", "alpha"),
+}
+"""By optimizer, the keys that not every one has."""
 
 
 def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Reading:
@@ -69,7 +74,7 @@ def _value(keys: Keys, key: str) -> Any:
         return keys.pair(key)
     if key == "nesterov":
         return keys.flag(key)
-    if key in ("momentum", "ema_decay", "batchnorm_momentum"):
+    if key in ("momentum", "alpha", "ema_decay", "batchnorm_momentum"):
         return keys.fraction(key)
     if key in ("warmup_steps", "warmup_examples"):
         return keys.count(key, least=0) or None
@@ -91,8 +96,8 @@ def _schedule(keys: Keys) -> dict[str, Any] | None:
 def _check_optimizer(keys: Keys, values: dict[str, Any]) -> None:
     """Refuse keys that the optimizer does not have."""
     optimizer = values.get("optimizer", "sgd")
-    foreign = ("momentum", "dampening", "nesterov") if optimizer in _ADAM else ("betas",)
-    for key in foreign:
+    every = {key for names in _OWN_KEYS.values() for key in names}
+    for key in sorted(every - set(_OWN_KEYS.get(optimizer, every))):
         if values.get(key):
             raise keys.contradiction(
                 ["optimizer", key], f"{optimizer} has no {key}", f"remove {key} or change optimizer"

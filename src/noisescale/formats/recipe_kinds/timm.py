@@ -20,6 +20,7 @@ _OPTIMIZERS = {
     "adamw": ("adamw", None),
     "lamb": ("lamb", None),
     "lars": ("lars", False),
+    "lion": ("lion", None),
 }
 """timm's name: ours, and whether its momentum is Nesterov's (plain ``sgd`` has it)."""
 _DEFAULTS = {
@@ -60,8 +61,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
         values["momentum"] = _fraction_or_default(keys, "momentum", assumed)
         values["nesterov"] = nesterov or None
     else:
-        values["betas"] = keys.pair("opt_betas") or (0.9, 0.999)
-        values["eps"] = keys.number("opt_eps") or (1e-6 if optimizer == "lamb" else 1e-8)
+        values |= _moments(keys, optimizer)
     implied = _lengths(keys, batch_size, dataset_size, values)
     if scaled:
         implied["lr"] = rate
@@ -114,6 +114,15 @@ def _optimizer(keys: Keys, assumed: list[str]) -> tuple[str, bool | None]:
     if name.lower() == "sgd":
         keys.note("opt sgd: timm's has Nesterov's momentum.")
     return _OPTIMIZERS[name.lower()]
+
+
+def _moments(keys: Keys, optimizer: str) -> dict[str, Any]:
+    """Return betas and eps; timm's defaults where they are not written."""
+    betas = keys.pair("opt_betas") or (0.9, 0.99 if optimizer == "lion" else 0.999)
+    if optimizer == "lion":
+        return {"betas": betas}
+    eps = keys.number("opt_eps")
+    return {"betas": betas, "eps": eps or (1e-6 if optimizer == "lamb" else 1e-8)}
 
 
 def _split(keys: Keys, world_size: int | None, assumed: list[str]) -> tuple[Split, int | None]:

@@ -23,6 +23,7 @@ _ADAMW = (
     "paged_adamw",
     "paged_adamw_32bit",
 )
+_LION = ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
 _DEFAULTS = {
     "optim": "adamw_torch",
     "learning_rate": 5e-5,
@@ -33,13 +34,20 @@ _DEFAULTS = {
     "lr_scheduler_type": "linear",
     "num_train_epochs": 3.0,
 }
-_ADAM_DEFAULTS = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+_MOMENTS: dict[str, dict[str, float]] = {
+    "adamw": {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8},
+    "lion": {"adam_beta1": 0.9, "adam_beta2": 0.999},
+    "sgd": {},
+    "rmsprop": {},
+}
+"""By optimizer, the keys of its averages, with their defaults."""
 _KINDS = {
     "linear": "linear",
     "cosine": "cosine",
     "constant": "constant",
     "constant_with_warmup": "constant",
 }
+_ADAMS = ("betas", "eps")
 _PLACES = {
     "lr": at("learning_rate"),
     "betas": at("adam_beta1", "adam_beta2"),
@@ -60,7 +68,7 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     """
     keys.refuse_foreign(_foreign(keys), "Transformers")
     optimizer = _optimizer(keys)
-    assumed = {**_DEFAULTS, **(_ADAM_DEFAULTS if optimizer == "adamw" else {})}
+    assumed = {**_DEFAULTS, **_MOMENTS[optimizer]}
     split = _split(keys, world_size)
     batch_size = split.micro * split.accumulation * split.world_size
     values: dict[str, Any] = {
@@ -73,14 +81,18 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
         "evaluate_every": _every(keys),
         "schedule": _schedule(keys),
     }
-    if optimizer == "adamw":
-        betas = (_or(keys.fraction("adam_beta1"), 0.9), _or(keys.fraction("adam_beta2"), 0.999))
-        values |= {"betas": betas, "eps": _or(keys.number("adam_epsilon"), 1e-8)}
+    moments = {key: _or(keys.fraction(key), value) for key, value in _MOMENTS[optimizer].items()}
+    if moments:
+        values["betas"] = (moments["adam_beta1"], moments["adam_beta2"])
+        values["eps"] = moments.get("adam_epsilon")
+    else:
+        values |= _arguments(keys)
     said, implied = _lengths(keys, batch_size, dataset_size)
     values |= said
     _note_defaults(keys, assumed)
     _note_more(keys)
-    places = {**_PLACES, "evaluate_every": _cadence(keys)}
+    places = {name: place for name, place in _PLACES.items() if moments or name not in _ADAMS}
+    places |= {"evaluate_every": _cadence(keys)}
     return Reading(
         values=values, places=places, implied=implied, split=split, world_size=world_size
     )
@@ -102,19 +114,38 @@ def _optimizer(keys: Keys) -> str:
     if keys.flag("adafactor"):
         raise keys.refused("adafactor", "Adafactor has no rule here", "use adamw_torch or sgd")
     name = (keys.text("optim") or "adamw_torch").lower().removeprefix("optimizernames.")
+    if name in ("sgd", "rmsprop"):
+        return name
     if keys.has("optim_args"):
         keys.note(f"optim_args {keys.value('optim_args')!r} is not read.")
-    if name == "sgd":
-        keys.note("optim sgd: Transformers gives it no momentum.")
-        return "sgd"
-    if name in _ADAMW:
-        return "adamw"
+    if name in _ADAMW or name in _LION:
+        return "lion" if name in _LION else "adamw"
     if "adamw" in name and "8bit" in name and "galore" not in name:
         keys.note(f"optim {name}: taken for AdamW; its 8-bit averages round.")
         return "adamw"
     raise keys.refused(
         "optim", "an optimizer whose rule is known is required", "use adamw_torch or sgd"
     )
+
+
+def _arguments(keys: Keys) -> dict[str, Any]:
+    """Return what ``optim_args`` says of SGD or RMSProp: ``momentum=0.9,nesterov=True``."""
+    text = keys.text("optim_args") or ""
+    said = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part)
+    arguments = Keys(said, keys.path, [])
+    if not said:
+        keys.note(f"optim {keys.value('optim')}: without optim_args it has no momentum.")
+        return {}
+    keys.note(f"optim_args {text!r} is read as transformers 5 does; version 4 ignores it here.")
+    found = {
+        "momentum": arguments.fraction("momentum"),
+        "dampening": arguments.number("dampening"),
+        "nesterov": arguments.flag("nesterov"),
+        "alpha": arguments.fraction("alpha"),
+        "eps": arguments.number("eps"),
+        "weight_decay": arguments.number("weight_decay"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _split(keys: Keys, world_size: int | None) -> Split:
