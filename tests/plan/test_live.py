@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 from noisescale import InvalidInputError
 from noisescale.plan.live import apply, convert_live
 from noisescale.records import LiveConversion
+from noisescale.train import LAMB, LARS
 
 OLD, NEW = 64, 256
 GROWTH = NEW // OLD
@@ -200,6 +201,32 @@ def test_adam_with_tensors_for_rate_and_betas():
     apply(convert(optimizer, rule="square-root"), optimizer)
     assert optimizer.param_groups[0]["lr"] is held
     assert float(held) == pytest.approx(2e-3)
+
+
+OPTIMIZERS = {
+    "sgd": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda w: torch.optim.Adam(w, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3),
+    "adamw": lambda w: torch.optim.AdamW(w, lr=1e-3),
+    "rmsprop": lambda w: torch.optim.RMSprop(w, lr=1e-3, momentum=0.5),
+    "lars": lambda w: LARS(w, lr=1.0, weight_decay=1e-4),
+    "lamb": lambda w: LAMB(w, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("new", [8, 512])
+@pytest.mark.parametrize("facts", [{}, {"noise_scale": 100.0}])
+def test_a_group_says_what_its_recipe_says(name, new, facts):
+    """What is in the group afterwards, read as a recipe, is the converted recipe."""
+    optimizer = OPTIMIZERS[name](weights())
+    found = convert(optimizer, new=new, **facts)
+    apply(found, optimizer)
+    again = convert(optimizer, old=new, new=new).groups[0].conversion.recipe
+    assert again.optimizer == name
+    wanted = found.groups[0].conversion.recipe
+    for key, value in vars(wanted).items():
+        assert getattr(again, key) == value, key
+    assert wanted != found.groups[0].conversion.original
 
 
 def test_decoupled_decay_is_told_from_the_group():

@@ -19,7 +19,15 @@ from noisescale.records.recipe import OPTIMIZERS
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Rates that torch's optimizers and schedulers keep in a group; all go by the same factor."""
 
-_SETTINGS = ("momentum", "dampening", "betas", "eps", "weight_decay", "trust_coefficient")
+_SETTINGS = (
+    "momentum",
+    "dampening",
+    "betas",
+    "alpha",
+    "eps",
+    "weight_decay",
+    "trust_coefficient",
+)
 _COUNTS = ("step", "epoch")
 
 
@@ -183,7 +191,9 @@ def _group(index: int, group: Mapping[str, Any], conversion: Conversion) -> Grou
     for name in _RATES:
         if name in group and rate is not None and float(group[name]):
             old = float(group[name])
-            changes.append(_like(rate, name, old, old * factor))
+            # The peak exactly as the recipe has it, the others in proportion.
+            new = conversion.recipe.lr if old == conversion.original.lr else old * factor
+            changes.append(_like(rate, name, old, new))
     for change in conversion.changes:
         if change.name in _SETTINGS and change.name in group:
             changes.append(change)
