@@ -57,6 +57,33 @@ def test_the_temperature_is_the_displacement_of_one_gradient():
     )
 
 
+@pytest.mark.parametrize(
+    ("momentum", "dampening", "nesterov"),
+    [(0.0, 0.5, False), (0.8, 0.0, True), (0.8, 0.8, False), (0.8, 0.3, False)],
+)
+def test_nesterov_and_dampening_move_as_the_temperature_says(momentum, dampening, nesterov):
+    lr, batch_size, moved, velocity = 0.3, 7, 0.0, 0.0
+    for step in range(300):
+        gradient = 1.0 / batch_size if step == 1 else 0.0  # torch does not dampen the very first
+        if momentum:
+            velocity = momentum * velocity + (1 - dampening) * gradient
+            gradient = gradient + momentum * velocity if nesterov else velocity
+        moved += lr * gradient
+    tau = per.temperature(lr=lr, batch_size=batch_size, momentum=momentum, dampening=dampening)
+    assert moved == pytest.approx(tau, rel=1e-12)
+    back = per.rate_at_temperature(
+        tau=tau, batch_size=batch_size, momentum=momentum, dampening=dampening
+    )
+    assert back == pytest.approx(lr, rel=1e-14)
+
+
+@given(lr=rates, wd=st.floats(1e-8, 1.0), batch_size=sizes, m=momenta, d=st.floats(0, 0.99))
+def test_shares_of_the_weights_are_inverse(lr, wd, batch_size, m, d):
+    keys = {"lr": lr, "batch_size": batch_size, "momentum": m, "dampening": d}
+    share = per.shrinkage_per_example(weight_decay=wd, **keys)
+    assert per.weight_decay_of_shrinkage(shrinkage=share, **keys) == pytest.approx(wd, rel=1e-12)
+
+
 def test_small_decay_limit_of_the_rate():
     tau, mu, batch_size = 0.2, 1e-6, 4
     m = per.decay_per_step(mu=mu, batch_size=batch_size)
@@ -125,6 +152,8 @@ def test_milestones_are_kept_in_examples():
         (per.temperature, {"lr": 0.0, "batch_size": 1}),
         (per.temperature, {"lr": 0.1, "batch_size": 0}),
         (per.temperature, {"lr": 0.1, "batch_size": 1, "momentum": 1.0}),
+        (per.temperature, {"lr": 0.1, "batch_size": 1, "momentum": 0.9, "dampening": 1.0}),
+        (per.displacement, {"dampening": -0.1}),
         (per.rate_at_temperature, {"tau": math.inf, "batch_size": 1}),
         (per.decay_per_step, {"mu": 0.0, "batch_size": 1}),
         (per.half_life, {"decay": 0.0, "batch_size": 1}),
