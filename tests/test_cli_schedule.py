@@ -117,7 +117,7 @@ def test_the_figure_is_written(folder: Path, capsys: pytest.CaptureFixture[str])
         (["recipe.toml", "--text", "0:64 1K:128", "--unit", "token"], "did you mean tokens"),
         (["recipe.toml", "--text", "0:64 1K:128", "--unit", "tokens"], "mixed units"),
         (["recipe.toml", "--text", "5:64", "--unit", "examples"], "begin at 5"),
-        (["recipe.toml", "--grow", "--text", "0:64", "--unit", "examples"], "text beside grow"),
+        (["recipe.toml", "--grow", "--text", "0:64", "--unit", "examples"], "beside grow"),
         (["recipe.toml", "--warmup-batch", "64"], "SIZE:LENGTH"),
         (["recipe.toml", "--warmup-batch", "64:1.5"], "warmup_batch '1.5'"),
         (["recipe.toml", "--total", "much"], "total 'much'"),

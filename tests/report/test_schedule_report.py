@@ -63,7 +63,8 @@ def test_a_plain_terminal_shows_no_question_marks(encoding: str) -> None:
     ("options", "words"),
     [
         ({}, "400 updates, as many as the recipe's"),
-        ({"warmup_batch": (32, 25_600)}, "more"),
+        ({"warmup_batch": (32, 12_800)}, "600 updates instead of 400: 50 % more"),
+        ({"warmup_batch": (8, 40_000)}, "2,432 updates instead of 400: 6.08× as many"),
         ({"grow": True}, "saved"),
     ],
 )

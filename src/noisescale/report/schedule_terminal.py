@@ -48,8 +48,7 @@ def render_schedule(plan: SchedulePlan, console: Console | None = None) -> None:
     if plan.limit is not None:
         limit = wording.count(plan.limit, plan.schedule.unit)
         parts.append(terminal._line("Limit: ", f"{limit} ({plan.limit_source})"))
-    warnings = [wording.sentence(text) for text in plan.warnings]
-    terminal._show(target, [*parts, *terminal._warnings(warnings)])
+    terminal._show(target, [*parts, *terminal._warnings(plan.warnings)])
 
 
 def headline(plan: SchedulePlan) -> str:
@@ -58,8 +57,11 @@ def headline(plan: SchedulePlan) -> str:
     if now == before:
         return f"{wording.count(now, 'updates')}, as many as the recipe's"
     share = wording.percent(abs(plan.updates_saved))
-    more = f"{share} saved" if now < before else f"{share} more"
-    return f"{wording.count(now, 'updates')} instead of {before:,}: {more}"
+    if now < before:
+        verdict = f"{share} saved"
+    else:
+        verdict = f"{share} more" if now < 2 * before else f"{wording.ratio(now / before)} as many"
+    return f"{wording.count(now, 'updates')} instead of {before:,}: {verdict}"
 
 
 def position(value: int) -> str:

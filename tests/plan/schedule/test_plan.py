@@ -174,6 +174,7 @@ def test_megatrons_text_beside_a_recipe_in_tokens() -> None:
     [
         (recipe(schedule={"kind": "cosine"}), {"grow": True}, "from there the rate decays"),
         (recipe(dataset_size=500), {"grow": True}, "the batch does not grow"),
+        (recipe(schedule=None), {"grow": True}, "the recipe's rate never falls"),
         (recipe(optimizer="adamw"), {"grow": True}, "while noise dominates"),
         (recipe(optimizer="adamw"), {"grow": True}, "betas count steps"),
         (recipe(ema_decay=0.99), {"grow": True}, "ema_decay count steps"),
@@ -214,8 +215,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"total_steps": None}, {"grow": True}, "a recipe without a length"),
     ({}, {"text": "0:64 1K:128"}, "without the unit of its thresholds"),
     ({}, {"text": "0:64 1K:128", "unit": "tokens"}, "mixed units need the length of a sequence"),
-    ({}, {"text": "0:64", "unit": "examples", "grow": True}, "text beside grow"),
-    ({}, {"text": "0:64", "unit": "examples", "warmup_batch": (8, 99)}, "text beside warmup_batch"),
+    ({}, {"text": "0:64", "unit": "examples", "grow": True}, "beside grow"),
+    ({}, {"text": "0:64", "unit": "examples", "warmup_batch": (8, 99)}, "beside warmup_batch"),
     ({}, {"text": "0:64 1K:20000", "unit": "examples"}, "larger than the data"),
     ({}, {"text": "0:64 1K:100", "unit": "examples", "replicas": 8}, "96 and 104"),
     ({}, {"grow": True, "max_batch_size": 32}, "max_batch_size 32: is below"),
@@ -240,6 +241,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"warmup_batch": (64, 99)}, "a batch warm-up from 64"),
     ({}, {"warmup_batch": (8, 99), "micro_batch_size": 16}, "batch size 8"),
     ({}, {"warmup_batch": (8, 20_000), "grow": True}, "has grown to 1000"),
+    ({}, {"warmup_batch": (8, 25_600)}, "is longer than the training of 25600 examples"),
     ({"schedule": {"kind": "cosin"}}, {}, "did you mean cosine"),
     ({"dataset_size": None, "schedule": {"kind": "cosine"}}, {"grow": True}, "outgrow"),
 ]

@@ -97,7 +97,7 @@ def plan_schedule(
     recipe = _completed(recipe, dataset_size=dataset_size, sequence_length=sequence_length)
     share = _count("micro_batch_size", micro_batch_size) * _count("replicas", replicas)
     multiple = math.lcm(share, _count("multiple_of", multiple_of))
-    limit = Limit()
+    limit = None
     if grow:
         limit = growth_limit(recipe, max_batch_size=max_batch_size, critical_batch=critical_batch)
     schedule = _constant(recipe, _coupling(recipe, coupling))
@@ -111,7 +111,7 @@ def plan_schedule(
         )
         given = in_unit(given, recipe.unit, sequence_length=recipe.sequence_length)
         schedule = dataclasses.replace(schedule, pieces=given.pieces)
-    elif grow:
+    elif limit is not None:
         sizes = growth_sizes(recipe, limit, multiple_of=multiple, powers=powers)
         limit = limit.among(sizes)
         schedule = grow_batch(
@@ -128,7 +128,9 @@ def plan_schedule(
     return _plan(recipe, schedule, limit, share if micro_batch_size is not None else None)
 
 
-def _plan(recipe: Recipe, schedule: BatchSchedule, limit: Limit, share: int | None) -> SchedulePlan:
+def _plan(
+    recipe: Recipe, schedule: BatchSchedule, limit: Limit | None, share: int | None
+) -> SchedulePlan:
     rows = schedule_rows(schedule, recipe, share=share)
     updates = schedule.updates()
     before = -(-(schedule.total or 0) // recipe.batch_size)
@@ -140,8 +142,8 @@ def _plan(recipe: Recipe, schedule: BatchSchedule, limit: Limit, share: int | No
         updates=updates,
         original_updates=before,
         updates_saved=1 - updates / before,
-        limit=limit.size,
-        limit_source=limit.source,
+        limit=limit.size if limit is not None else None,
+        limit_source=limit.source if limit is not None else "",
         text=spell_schedule(schedule),
         rule=rule,
         source=source,
@@ -221,7 +223,9 @@ def _refuse_contradictions(
 ) -> None:
     if text is not None and (grow or warmup_batch is not None):
         other = "grow" if grow else "warmup_batch"
-        raise InvalidInputError(f"text beside {other}", "the text says all sizes", "give one")
+        raise InvalidInputError(
+            f"text {text!r} beside {other}", "the text says all sizes", "give one of them"
+        )
     limits = {"max_batch_size": max_batch_size, "critical_batch": critical_batch}
     limits["powers"] = powers or None
     for name, value in limits.items():

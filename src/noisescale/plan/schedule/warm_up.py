@@ -59,9 +59,15 @@ def begin_small(schedule: BatchSchedule, pieces: tuple[BatchPiece, ...]) -> Batc
         pieces: what :func:`ramp` returned, up to the schedule's size there.
 
     Raises:
-        InvalidInputError: the ramp does not end at the schedule's size.
+        InvalidInputError: the ramp does not end at the schedule's size, or not before its total.
     """
     last = pieces[-1]
+    if schedule.total is not None and last.start >= schedule.total:
+        raise InvalidInputError(
+            f"a batch warm-up until {last.start}",
+            f"is longer than the training of {schedule.total} {schedule.unit}",
+            "shorten the batch warm-up",
+        )
     there = schedule.batch_size_at(last.start)
     if last.batch_size != there:
         raise InvalidInputError(

@@ -11,7 +11,10 @@ from noisescale.theory.per_example import kept_per_step, shrinkage_unit
 
 
 def warnings_of(
-    schedule: BatchSchedule, recipe: Recipe, rows: tuple[ScheduleRow, ...], limit: Limit
+    schedule: BatchSchedule,
+    recipe: Recipe,
+    rows: tuple[ScheduleRow, ...],
+    limit: Limit | None,
 ) -> tuple[str, ...]:
     """Say what changes with the batch size although nobody asked for it.
 
@@ -19,21 +22,27 @@ def warnings_of(
         schedule: the plan.
         recipe: the training as it was.
         rows: the plan row by row.
-        limit: of the growth.
+        limit: of the growth; None where none is wished.
     """
     largest = max(row.batch_size for row in rows)
-    found = [*limit.notes, *_limited(rows, limit, recipe.unit), *_leapt(schedule)]
+    found = list(_leapt(schedule))
+    if limit is not None:
+        found = [*limit.notes, *_grown(rows, limit, recipe), *found]
     if largest != recipe.batch_size or len(schedule.pieces) > 1:
         found += [*_rate(schedule), *_averages(schedule, recipe, largest), *_few(rows, recipe)]
     return tuple(found)
 
 
-def _limited(rows: tuple[ScheduleRow, ...], limit: Limit, unit: str) -> Iterator[str]:
+def _grown(rows: tuple[ScheduleRow, ...], limit: Limit, recipe: Recipe) -> Iterator[str]:
+    highest = max(max(row.lr_first, row.lr_last) for row in rows)
+    if max(row.batch_size for row in rows) == recipe.batch_size and rows[-1].lr_last == highest:
+        yield "the recipe's rate never falls, so there is nothing that the batch could grow for"
     reached = [row for row in rows if limit.size is not None and row.batch_size == limit.size]
     if reached and min(row.lr_last for row in reached) < 0.999 * reached[0].lr_first:
+        where = f"{reached[0].start:,} {recipe.unit}"
         yield (
-            f"the batch reaches {limit.size:,} ({limit.source}) at {reached[0].start:,} {unit}:"
-            " from there the rate decays"
+            f"the batch reaches {limit.size:,} ({limit.source}) at {where}: from there the rate"
+            " decays"
         )
 
 
