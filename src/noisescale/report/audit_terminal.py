@@ -54,7 +54,9 @@ def render_audit(audit: Audit, console: Console | None = None) -> None:
     parts += [_differences(audit), *_legend(audit), ""]
     if audit.clipping is not None:
         parts += [*_clipping(audit.clipping, audit.unit), ""]
-    parts += terminal._warnings([wording.sentence(text) for text in audit.warnings])
+    parts += terminal._warnings(
+        [text if text.endswith("?") else f"{text}." for text in audit.warnings]
+    )
     parts.append(styled(f"Measured in {wording.duration(audit.seconds)}.", "dim"))
     terminal._show(console, parts)
 
@@ -101,19 +103,19 @@ def _cause(cause: AuditCause, audit: Audit) -> list[RenderableType]:
 
 def _differences(audit: Audit) -> Table:
     partial = audit.last_micro_batch != audit.micro_batch_size
-    columns = ["parameters", "numbers", "accumulated"]
-    columns += ["by examples"] if partial else []
+    columns = ["parameters", "accumulated"]
+    columns += ["weighted"] if partial else []
     columns += ["replicas"] if audit.total.replicas is not None else []
-    columns += ["other draws"] if audit.total.rng else []
-    columns += ["re-ordered", "rounding up to"]
+    columns += ["redrawn"] if audit.total.rng else []
+    columns += ["rounding"]
     table = terminal._grid(*columns)
     for row in (audit.total, *_shown(audit)):
-        cells = [row.name or ("all" if row is audit.total else "(model)"), f"{row.parameters:,}"]
+        cells = [row.name or "all"]
         cells += [_percent(row.accumulated)]
         cells += [_percent(row.weighted)] if partial else []
         cells += [_percent(row.replicas)] if audit.total.replicas is not None else []
         cells += [_percent(row.rng)] if audit.total.rng else []
-        cells += [_percent(row.floating_point), _percent(row.tolerance)]
+        cells += [_percent(row.floating_point)]
         table.add_row(
             *(terminal._styled(cell) for cell in cells), style="" if row.same else "yellow"
         )
@@ -122,6 +124,8 @@ def _differences(audit: Audit) -> Table:
 
 def _shown(audit: Audit) -> list[AuditGroup]:
     """The groups in their order; of many, those that differ most."""
+    if len(audit.groups) == 1:
+        return []
     if len(audit.groups) <= _MOST_GROUPS:
         return list(audit.groups)
     largest = sorted(audit.groups, key=lambda row: -(row.accumulated or 0.0))[:_MOST_GROUPS]
@@ -129,9 +133,17 @@ def _shown(audit: Audit) -> list[AuditGroup]:
 
 
 def _legend(audit: Audit) -> list[RenderableType]:
-    lines = []
+    total, lines = audit.total, []
+    if audit.last_micro_batch != audit.micro_batch_size:
+        lines.append("weighted: micro-batches by their examples")
+    if total.rng:
+        lines.append("redrawn: one pass with other random numbers")
+    lines.append(
+        "rounding: the same examples in another order, without random numbers; differences up to"
+        f" {_percent(total.tolerance)} are taken for it"
+    )
     hidden = len(audit.groups) - len(_shown(audit))
-    if hidden:
+    if hidden and len(audit.groups) > 1:
         lines.append(f"{wording.count(hidden, 'modules')} that differ less are in --json")
     if audit.another_batch is not None:
         lines.append(

@@ -118,6 +118,18 @@ def test_a_loss_scaled_by_the_batch_size_is_named():
     assert cause(found, "sum").ratio == near(0.5)
 
 
+def test_a_token_mean_times_the_batch_size_is_told_as_both():
+    made = workload(loss=lambda m, b: token_mean(m, b) * len(b[0]), train=sequences())
+    found = alone(made)
+    assert kinds(found) == {"sum", "token_mean"}
+    assert cause(found, "sum").ratio == near(1 / 4)
+    counts = [int((part[1] != IGNORED).sum()) for part in parts_of(rows(made, 32), 8)]
+    weights = [count / sum(counts) for count in counts]
+    assert cause(found, "token_mean").weights == pytest.approx(weights, rel=1e-3)
+    right = workload(loss=token_mean, train=sequences())
+    assert cause(found, "token_mean").difference == near(slow_difference(right))
+
+
 def test_a_partial_window_is_named_with_its_size():
     made = workload()
     found = alone(made, micro=10)

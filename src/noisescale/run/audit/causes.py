@@ -15,9 +15,10 @@ from noisescale.run.audit.bench import Bench, Found, shares
 from noisescale.run.audit.conditions import Condition, batch_norms
 from noisescale.run.audit.counts import explain_weights
 from noisescale.run.audit.differences import Gradient, ratio, sizes
-from noisescale.run.audit.fit import Fit, Fitter
+from noisescale.run.audit.fit import Fitter
 from noisescale.run.audit.mixing import Mixers, find_mixers
 from noisescale.run.audit.randomness import Randomness
+from noisescale.run.audit.verdicts import ONLY_RANDOM
 
 
 class Analyst:
@@ -66,31 +67,40 @@ class Analyst:
 
     def _reduction(self) -> list[AuditCause]:
         """A loss that is no mean over the examples."""
-        fit, whole = self._fit, self._bench.whole(self._fixed)
-        if fit.kind in ("sum", "scaled"):
-            mean = self._mean_of_means(self._fixed)
+        kind = self._fit.kind
+        found = [self._scale()] if kind in ("sum", "scaled", "rescaled") else []
+        return [*found, self._weighting()] if kind in ("weighted", "rescaled") else found
+
+    def _scale(self) -> AuditCause:
+        """A loss whose size goes with that of the batch."""
+        total = sum(self._fit.weights)
+        if self._fit.kind == "rescaled":
+            times, difference = 1 / total, abs(1 / total - 1)
+        else:
+            whole, mean = self._bench.whole(self._fixed), self._mean_of_means(self._fixed)
             norms = [sizes(one.gradient, self._bench.inventory).total for one in (mean, whole)]
-            times = ratio(norms[0], norms[1])
-            return [
-                self._cause(
-                    "sum",
-                    sentences.summed(fit.kind, times, len(self._parts)),
-                    difference=self._relative(mean.gradient, whole.gradient),
-                    ratio=times,
-                )
-            ]
-        if fit.kind != "weighted":
-            return []
-        by_examples = self._bench.split(self._parts, shares(self._parts), self._fixed)
+            known = ratio(norms[0], norms[1])
+            times = 1 / total if known is None else known
+            relative = self._relative(mean.gradient, whole.gradient)
+            difference = abs(times - 1) if relative is None else relative
+        evidence = sentences.summed(self._fit.kind, times, len(self._parts))
+        return self._cause("sum", evidence, difference=difference, ratio=times)
+
+    def _weighting(self) -> AuditCause:
+        """A mean over something else than examples."""
+        whole, total = self._bench.whole(self._fixed), sum(self._fit.weights)
+        weights = tuple(weight / total for weight in self._fit.weights)
+        by_examples = self._bench.split(
+            self._parts, [total * share for share in shares(self._parts)], self._fixed
+        )
         batches = [self._bench.batch(part) for part in self._parts]
-        return [
-            self._cause(
-                "token_mean",
-                sentences.weighted(fit, explain_weights(batches, fit.weights)),
-                difference=self._relative(by_examples.gradient, whole.gradient),
-                weights=fit.weights,
-            )
-        ]
+        counted = explain_weights(batches, weights)
+        return self._cause(
+            "token_mean",
+            sentences.weighted(weights, self._fit.empty, counted),
+            difference=self._relative(by_examples.gradient, whole.gradient),
+            weights=weights,
+        )
 
     def _partial_window(self) -> list[AuditCause]:
         lengths = [len(part) for part in self._parts]
@@ -105,7 +115,9 @@ class Analyst:
         between = self._bench.gap(mean.gradient, weighted.gradient)
         return [
             self._cause(
-                "partial_window", sentences.partial(lengths), difference=between.over(size)[0]
+                "partial_window",
+                sentences.partial(lengths, sure=not self._mixed),
+                difference=between.over(size)[0],
             )
         ]
 
@@ -212,7 +224,10 @@ class Analyst:
 
 
 def merge(found: Sequence[AuditCause]) -> tuple[AuditCause, ...]:
-    """Join what accumulation and replicas have in common; the largest difference first."""
+    """Join what accumulation and replicas have in common.
+
+    The largest difference comes first, after them what vanishes on average.
+    """
     by_kind: dict[str, AuditCause] = {}
     for cause in found:
         other = by_kind.get(cause.kind)
@@ -223,12 +238,16 @@ def merge(found: Sequence[AuditCause]) -> tuple[AuditCause, ...]:
         affects = tuple(dict.fromkeys((*other.affects, *cause.affects)))
         by_kind[cause.kind] = dataclasses.replace(larger, affects=affects)
     return tuple(
-        sorted(by_kind.values(), key=lambda one: (one.difference is None, -(one.difference or 0)))
+        sorted(
+            by_kind.values(),
+            key=lambda one: (
+                one.kind in ONLY_RANDOM,
+                one.difference is None,
+                -(one.difference or 0.0),
+            ),
+        )
     )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-__all__ = ["Analyst", "Fit", "merge"]

@@ -22,7 +22,10 @@ LOSS_UNITS = 2.0
 """Losses are equal within so many times what spacing explains in gradients. (assumed)"""
 
 _SHARE_SLACK = 1e-3
-"""Shares found from rounded gradients may leave [0, 1] by so much. (assumed)"""
+"""Shares found from rounded gradients may be negative by so much. (assumed)"""
+
+_PARALLEL = 1e-6
+"""Gradients whose squared sine is below this give no two weights. (assumed)"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Fit:
 
     Attributes:
         kind: ``mean`` of the examples, ``sum``, ``scaled`` (the mean times a constant),
-            ``weighted`` (a mean with other weights than the numbers of examples) or ``none``.
+            ``weighted`` (a mean with other weights than the numbers of examples), ``rescaled``
+            (both of these) or ``none``.
         weights: of the parts; their shares of the examples for ``none``.
         empty: parts whose loss or gradient is not finite and that count for nothing.
     """
@@ -68,11 +72,14 @@ class Fitter:
         factor = self._factor(parts, own)
         if factor is not None:
             return Fit("scaled", tuple(factor * share for share in own))
-        weights = self._weights(parts)
-        if weights is None or not self._holds_across(parts, weights):
-            return Fit("none", own)
-        empty = tuple(i for i, part in enumerate(parts) if not _counts(self._of([part])))
-        return Fit("weighted", tuple(weights), empty)
+        for free in (False, True):
+            weights = self._weights(parts, free=free)
+            if weights is not None and self._holds_across(parts, weights, free=free):
+                return Fit("rescaled" if free else "weighted", tuple(weights), self._empty(parts))
+        return Fit("none", own)
+
+    def _empty(self, parts: Sequence[Tensor]) -> tuple[int, ...]:
+        return tuple(i for i, part in enumerate(parts) if not _counts(self._of([part])))
 
     def _explains(self, parts: Sequence[Tensor], weights: Sequence[float]) -> bool:
         found = self._sum(parts, weights)
@@ -103,22 +110,25 @@ class Fitter:
             factors.append(inner(mean, self._of(side).gradient) / square if square else math.nan)
         return abs(factors[0] - factors[1]) <= _SHARE_SLACK * abs(factors[0])
 
-    def _weights(self, parts: Sequence[Tensor]) -> list[float] | None:
+    def _weights(self, parts: Sequence[Tensor], *, free: bool) -> list[float] | None:
+        """Return weights found by halves; they add up to 1 unless ``free``."""
         if len(parts) == 1:
             return [1.0]
         left, right = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-        weight = self._weight(left, right)
-        if weight is None:
+        found = self._two(left, right, free=free)
+        if found is None:
             return None
-        sides: list[float] = []
-        for side, share in ((left, weight), (right, 1 - weight)):
-            within = [0.0] * len(side) if share == 0 else self._weights(side)
-            if within is None:
+        weights: list[float] = []
+        for side, weight in ((left, found[0]), (right, found[1])):
+            inside = [0.0] * len(side) if weight == 0 else self._weights(side, free=free)
+            if inside is None:
                 return None
-            sides += [share * value for value in within]
-        return sides
+            weights += [weight * value for value in inside]
+        return weights
 
-    def _holds_across(self, parts: Sequence[Tensor], weights: Sequence[float]) -> bool:
+    def _holds_across(
+        self, parts: Sequence[Tensor], weights: Sequence[float], *, free: bool
+    ) -> bool:
         """Check the weights where no half was fitted: two neighbours on either side of the middle.
 
         A model of one weight meets any single equation.
@@ -127,38 +137,51 @@ class Fitter:
         pair, two = parts[middle - 1 : middle + 1], weights[middle - 1 : middle + 1]
         if len(parts) < 3 or min(two) <= 0:
             return True
-        one, other = (self._of([part]) for part in pair)
-        return self._balanced(self._of(pair), one, other, two[0] / sum(two))
+        both, one, other = self._of(pair), self._of(pair[:1]), self._of(pair[1:])
+        first, second = (weight / sum(two) for weight in two)
+        if free:
+            mean = combined([(first, one.gradient), (second, other.gradient)])
+            factor = inner(mean, both.gradient) / (inner(mean, mean) or math.nan)
+            first, second = factor * first, factor * second
+        return self._balanced(both, (first, one), (second, other))
 
-    def _weight(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> float | None:
-        """Return w with G = w G_left + (1 - w) G_right, and the losses alike; None without."""
+    def _two(
+        self, left: Sequence[Tensor], right: Sequence[Tensor], *, free: bool
+    ) -> tuple[float, float] | None:
+        """Return a, b with G = a G_left + b G_right, and the losses alike; None without.
+
+        One number is sought, or two if ``free``; a least-squares fit of the gradients gives them.
+        """
         whole, one, other = self._of([*left, *right]), self._of(left), self._of(right)
-        for weight, kept in ((0.0, other), (1.0, one)):
+        for a, b in ((0.0, 1.0), (1.0, 0.0)):
             # A part in which nothing counts is 0 / 0.
-            if not _counts(other if weight else one):
-                return weight if self._balanced(whole, kept, kept, weight) else None
-        apart = combined([(1.0, one.gradient), (-1.0, other.gradient)])
-        square = inner(apart, apart)
-        if not square:
-            count, all_ = sum(map(len, left)), sum(map(len, left)) + sum(map(len, right))
-            weight = count / all_
-        else:
-            beyond = combined([(1.0, whole.gradient), (-1.0, other.gradient)])
-            weight = inner(beyond, apart) / square
+            if not _counts(one if b else other):
+                return (a, b) if self._balanced(whole, (a, one), (b, other)) else None
+        found = (
+            _least_squares(whole, one, other)
+            if free
+            else _least_squares_mean(
+                whole, one, other, sum(map(len, left)) / sum(map(len, [*left, *right]))
+            )
+        )
         # Shares of what counts; by one unknown a mixing loss of one weight could be met too.
-        if not -_SHARE_SLACK <= weight <= 1 + _SHARE_SLACK:
+        if not all(value >= -_SHARE_SLACK for value in found):
             return None
-        return weight if self._balanced(whole, one, other, weight) else None
+        return found if self._balanced(whole, (found[0], one), (found[1], other)) else None
 
-    def _balanced(self, whole: Found, one: Found, other: Found, weight: float) -> bool:
-        made = combined([(weight, one.gradient), (1 - weight, other.gradient)])
-        loss = (weight * one.loss if weight else 0.0) + ((1 - weight) * other.loss)
-        left = self._bench.gap(made, whole.gradient)
-        each = [sizes(found.gradient, self._bench.inventory) for found in (whole, one, other)]
-        spacing = self._bench.unit * max(size.total for size in each)
-        allowed = max(spacing, self._bench.tolerance(self._condition).total)
-        largest = max(abs(one.loss), abs(other.loss))
-        return left.total <= allowed and self._same_loss(loss, whole.loss, largest)
+    def _balanced(self, whole: Found, *weighted: tuple[float, Found]) -> bool:
+        """Whether gradients and losses add up to those of one pass."""
+        used = [(weight, found) for weight, found in weighted if weight]
+        made = combined((weight, found.gradient) for weight, found in used)
+        loss = sum(weight * found.loss for weight, found in used)
+        left = self._bench.gap(made, whole.gradient).total
+        size = max(
+            sizes(found.gradient, self._bench.inventory).total * max(1.0, weight)
+            for weight, found in ((1.0, whole), *used)
+        )
+        allowed = max(self._bench.unit * size, self._bench.tolerance(self._condition).total)
+        largest = max(abs(weight * found.loss) for weight, found in used)
+        return left <= allowed and self._same_loss(loss, whole.loss, largest)
 
     def _same_loss(self, one: float, other: float, size: float) -> bool:
         if len(self._bench.seeds) > 1:
@@ -180,3 +203,25 @@ class Fitter:
 def _counts(found: Found) -> bool:
     """Whether there was anything to average; 0 / 0 otherwise."""
     return math.isfinite(found.loss) and finite(found.gradient)
+
+
+def _least_squares_mean(
+    whole: Found, one: Found, other: Found, share: float
+) -> tuple[float, float]:
+    """Fit w, 1 - w; the share of the examples where both gradients are the same."""
+    apart = combined([(1.0, one.gradient), (-1.0, other.gradient)])
+    beyond = combined([(1.0, whole.gradient), (-1.0, other.gradient)])
+    square = inner(apart, apart)
+    weight = inner(beyond, apart) / square if square else share
+    return weight, 1 - weight
+
+
+def _least_squares(whole: Found, one: Found, other: Found) -> tuple[float, float]:
+    """Fit both weights; NaN where the gradients are parallel."""
+    aa, bb = inner(one.gradient, one.gradient), inner(other.gradient, other.gradient)
+    ab = inner(one.gradient, other.gradient)
+    ga, gb = inner(whole.gradient, one.gradient), inner(whole.gradient, other.gradient)
+    determinant = aa * bb - ab**2
+    if determinant <= _PARALLEL * aa * bb:
+        return math.nan, math.nan
+    return (ga * bb - gb * ab) / determinant, (gb * aa - ga * ab) / determinant

@@ -169,8 +169,9 @@ def _steps(recipe: Recipe, name: str) -> float | None:
 
 
 def _perhaps(steps: float, length: float, counting: Counting) -> str:
-    """Ask about the smallest unit that would bring a number into the run."""
-    for name, count in sorted(counting.units().items(), key=lambda item: item[1]):
-        if count > 1 and steps / count < length:
+    """Ask about the unit that would bring a number into the run."""
+    units = counting.units()
+    for name in ("micro-batches", "examples"):
+        if units[name] > 1 and steps / units[name] < length:
             return f"; does it count {name}?"
     return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from noisescale.run.audit.fit import Fit
 from noisescale.run.audit.mixing import Mixers
 
 REMEDIES = {
@@ -37,39 +36,41 @@ REMEDIES = {
 _MOST = 6
 
 
-def summed(kind: str, times: float | None, count: int) -> str:
-    """A loss whose size depends on the size of the batch."""
+def summed(kind: str, times: float, count: int) -> str:
+    """A loss whose size goes with that of the batch."""
     if kind == "sum":
-        share = f"1/{count}"
         return (
             "the gradient of one pass is the sum of its parts', not a mean: averaging them gives"
-            f" {share} of it"
+            f" 1/{count} of it"
         )
-    size = "another size" if times is None else f"{times:.3g} times its size"
-    return f"the mean of the parts' gradients points where that of one pass does, at {size}"
+    mean = "with the weights below the" if kind == "rescaled" else "the"
+    return (
+        f"{mean} mean of the parts' gradients points where that of one pass does, at"
+        f" {times:.3g} times its size"
+    )
 
 
-def weighted(fit: Fit, counted: str | None) -> str:
+def weighted(weights: Sequence[float], empty: Sequence[int], counted: str | None) -> str:
     """A mean over something else than examples."""
-    shown = ", ".join(f"{weight:.3g}" for weight in fit.weights[:_MOST])
-    more = ", ..." if len(fit.weights) > _MOST else ""
+    shown = ", ".join(f"{weight:.3g}" for weight in weights[:_MOST])
+    more = ", ..." if len(weights) > _MOST else ""
     text = f"weighted {shown}{more} the parts give the gradient of one pass"
     if counted is not None:
         text += f"; the weights go as {counted}"
-    if fit.empty:
-        numbers = ", ".join(str(index + 1) for index in fit.empty[:_MOST])
+    if empty:
+        numbers = ", ".join(str(index + 1) for index in empty[:_MOST])
         text += f"; part {numbers} has nothing that counts, and its loss is not finite"
     return text
 
 
-def partial(lengths: Sequence[int]) -> str:
+def partial(lengths: Sequence[int], *, sure: bool) -> str:
     """A last part of another size."""
     times = lengths[0] / lengths[-1]
-    return (
+    text = (
         f"the mean over {len(lengths)} micro-batches gives each of the last"
-        f" {lengths[-1]} examples {times:.3g} times the weight of the others; weighted by examples"
-        " the last one does no harm"
+        f" {lengths[-1]} examples {times:.3g} times the weight of the others"
     )
+    return f"{text}; weighted by examples the last one does no harm" if sure else text
 
 
 def batch_norm() -> str:
@@ -106,14 +107,14 @@ def state(moved: Sequence[str]) -> str:
 def dropout(*, separable: bool) -> str:
     """Dropout, by p = 0."""
     if separable:
-        return "with p = 0 no random number matters, and the rest of the audit is exact"
+        return "with p = 0 another seed changes nothing"
     return "its modules draw random numbers, and another seed changes the gradient"
 
 
 def random(quiet: str | None, *, seeds: int) -> str:
     """Other random numbers."""
     if quiet == "modes":
-        return "in evaluation mode, BatchNorm aside, no random number matters"
+        return "in evaluation mode, BatchNorm aside, another seed changes nothing"
     return (
         "another seed changes the gradient, and neither p = 0 nor evaluation mode stops it:"
         f" the rest of the audit rests on means over {seeds} seeds"
