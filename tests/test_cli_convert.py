@@ -166,6 +166,10 @@ BAD = [
     ("arguments.json --batch-size 512 --replicas 4 --dataset-size 100", "data"),
     ("lightning.yaml --batch-size 512 --replicas 8", "world size 8"),
     ("lightning.yaml --batch-size 512 --old-batch-size 64", "contradicts 32 x 1 x 4"),
+    ("arguments.json --batch-size 64 --replicas 2 --new-replicas 4", "add --write NEW"),
+    ("arguments.json --batch-size 64 --replicas 2 --new-replicas 3 --write n.json", "63 or 66"),
+    ("arguments.json --batch-size 64 --set batch_size=100", "a multiple of 32"),
+    ("lightning.yaml --batch-size 256 --new-replicas 8 --write n.yaml", "says its own devices"),
     ("deepspeed.json --batch-size 512 --replicas 4", "train_batch_size"),
     ("deepspeed.json --batch-size 512 --old-batch-size 128", "contradicts 8 x 4 x 8"),
 ]  # fmt: skip
@@ -283,6 +287,31 @@ def test_other_peoples_files_are_written_too(folder, name, options):
     again = convert_file(new, batch_size=512, **options)
     assert again.unchanged
     assert again.recipe == there.recipe
+
+
+@pytest.mark.parametrize("how", [{"replicas": 2}, {"old_batch_size": 64},
+                                 {"overrides": ["batch_size=64"]}])  # fmt: skip
+@pytest.mark.parametrize(("size", "devices", "passes"), [(256, 8, 4), (256, 2, 16), (64, 4, 2)])
+def test_other_devices_get_their_share(folder, how, size, devices, passes):
+    found = convert_file(
+        "arguments.json", batch_size=size, new_replicas=devices, target="new.json", **how
+    )
+    assert found.old_batch_size == 64
+    text = json.loads((folder / "new.json").read_text())
+    assert text["per_device_train_batch_size"] == 8
+    assert text["gradient_accumulation_steps"] == passes
+    assert f"8 per device and pass x {passes} passes x {devices} devices" in found.notes[-1]
+    again = convert_file("new.json", batch_size=size, replicas=devices)
+    assert again.unchanged
+    assert again.recipe.lr == found.recipe.lr
+    assert found.unchanged == (size == 64)
+
+
+@pytest.mark.parametrize(("size", "devices", "passes"), [(512, 16, 4), (256, 16, 2), (512, 8, 8)])
+def test_deepspeed_on_other_devices(folder, size, devices, passes):
+    convert_file("deepspeed.json", batch_size=size, new_replicas=devices, target="new.json")
+    text = json.loads((folder / "new.json").read_text())
+    assert (text["train_batch_size"], text["gradient_accumulation_steps"]) == (size, passes)
 
 
 def test_writing_prints_no_line_into_the_json(folder, capsys):

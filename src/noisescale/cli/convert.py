@@ -24,10 +24,11 @@ _POSITIVE = Number(float, 0, above=True)
     metavar="examples|sequences|tokens",
     help="What --batch-size counts; the recipe's unit if absent.",
 )
-@click.option("--replicas", type=COUNT, help="Devices of the run, where the file does not say.")
-@click.option("--dataset-size", type=COUNT, help="Training examples, where it does not say.")
+@click.option("--replicas", type=COUNT, help="Devices of the old run, where the file is silent.")
+@click.option("--new-replicas", type=COUNT, help="Devices of the new run, for --write.")
+@click.option("--dataset-size", type=COUNT, help="Training examples, where it is silent.")
 @click.option(
-    "--old-batch-size", type=COUNT, help="Global batch size of the file, where it does not say."
+    "--old-batch-size", type=COUNT, help="Global batch size of the old run, where it is silent."
 )
 @click.option(
     "--kind",

@@ -24,6 +24,7 @@ def convert_file(
     curvature: float | None = None,
     unit: str | None = None,
     replicas: int | None = None,
+    new_replicas: int | None = None,
     old_batch_size: int | None = None,
     dataset_size: int | None = None,
     kind: str | None = None,
@@ -40,7 +41,8 @@ def convert_file(
         noise_scale: at the old batch size, in the recipe's unit.
         curvature: largest along the run.
         unit: what ``batch_size`` counts.
-        replicas: devices that train together, where the file does not say it.
+        replicas: devices of the old run, where the file does not say it.
+        new_replicas: devices of the new run, for ``target``; those of the old run by default.
         old_batch_size: global batch size of the run, where the file does not say it.
         dataset_size: training examples, where the file does not say it.
         kind: whose keys the file has (``noisescale``, ``transformers``, ``deepspeed``,
@@ -58,7 +60,8 @@ def convert_file(
         MissingExtraError: a library that reads or writes this kind of file is not installed.
     """
     given = recipe_changes(parse_overrides(overrides))
-    file = _read(path, kind, replicas, old_batch_size, dataset_size, given)
+    about: dict[str, Any] = {"kind": kind, "dataset_size": dataset_size, "given": given}
+    file = _read(path, replicas, _old_batch_size(old_batch_size, given), about)
     done = convert(
         file.recipe,
         batch_size=batch_size,
@@ -70,39 +73,96 @@ def convert_file(
     )
     if not done.unchanged:
         _refuse_scaling_twice(file)
+    if new_replicas is not None:
+        file = _on_devices(file, new_replicas, done.new_batch_size, target)
     done = _in_the_words_of(file, done)
-    if target is not None:
-        write_recipe(file, done.recipe, target)
-    return done
+    if target is None:
+        return done
+    written = write_recipe(file, done.recipe, target)
+    notes = (*done.notes, *written.notes, *_split_of(written))
+    return dataclasses.replace(done, notes=tuple(dict.fromkeys(notes)))
+
+
+def _old_batch_size(stated: int | None, given: dict[str, Any]) -> int | None:
+    """Return the old global batch, by whichever option it was said."""
+    other = given.get("batch_size", stated)
+    if stated is not None and other != stated:
+        raise InvalidInputError(
+            f"--old-batch-size {stated} and --set batch_size={other}",
+            "they contradict each other",
+            "give one of them",
+        )
+    return stated
 
 
 def _read(
     path: str | PathLike[str],
-    kind: str | None,
     replicas: int | None,
     old_batch_size: int | None,
-    dataset_size: int | None,
-    given: dict[str, Any],
+    about: dict[str, Any],
 ) -> RecipeFile:
     """Read a file and find out its global batch, or refuse."""
+    given = about["given"]
     if old_batch_size is not None:
-        stated = given.setdefault("batch_size", old_batch_size)
-        if stated != old_batch_size:
-            raise InvalidInputError(
-                f"--old-batch-size {old_batch_size} and --set batch_size={stated}",
-                "they contradict each other",
-                "give one of them",
-            )
-    about: dict[str, Any] = {"kind": kind, "dataset_size": dataset_size, "given": given}
+        about = {**about, "given": {**given, "batch_size": old_batch_size}}
     file = read_recipe(path, world_size=replicas, **about)
     if file.split is None:
         _refuse_another_batch_size(file, old_batch_size)
         return file
-    if old_batch_size is not None:
-        return read_recipe(path, world_size=_devices(file, old_batch_size), **about)
-    if replicas is None and "batch_size" not in given:
+    stated = about["given"].get("batch_size")
+    if stated is not None:
+        # It says how many devices share the file's parts; the parts stay what is written.
+        rest = {key: value for key, value in given.items() if key != "batch_size"}
+        devices = _devices(file, stated)
+        return read_recipe(path, world_size=devices, **{**about, "given": rest})
+    if replicas is None:
         _refuse_unknown_devices(file)
     return file
+
+
+def _on_devices(file: RecipeFile, devices: int, size: int, target: object) -> RecipeFile:
+    """Return a file as it is to be written for another number of devices."""
+    if target is None:
+        raise InvalidInputError(
+            f"--new-replicas {devices}", "it belongs to --write NEW", "add --write NEW"
+        )
+    if file.split is None:
+        return file  # it writes the global batch, whatever the devices
+    if file.kind == "lightning" and _says_devices(file):
+        raise InvalidInputError(
+            f"--new-replicas {devices}",
+            f"{file.path} says its own devices",
+            "change trainer.devices in a copy and convert that, or leave --new-replicas out",
+        )
+    split = dataclasses.replace(file.split, world_size=devices)
+    says = split.micro * split.accumulation * devices
+    recipe = file.recipe.with_changes(batch_size=says)
+    # Where the parts are right already a total beside them may still be the old one: writing
+    # compares with the file itself what was given beside it.
+    given = {**file.given, "batch_size": says} if says == size and split.total_at else file.given
+    return dataclasses.replace(file, split=split, world_size=devices, recipe=recipe, given=given)
+
+
+def _says_devices(file: RecipeFile) -> bool:
+    """Whether reading it with another number of devices contradicts the file."""
+    try:
+        read_recipe(
+            file.path, kind=file.kind, world_size=(file.world_size or 1) + 1, given=file.given
+        )
+    except InvalidInputError:
+        return True
+    return False
+
+
+def _split_of(file: RecipeFile) -> tuple[str, ...]:
+    """Say how the written file makes its global batch."""
+    if file.split is None:
+        return ()
+    micro, passes = file.split.micro, file.split.accumulation
+    return (
+        f"the batch of {file.recipe.batch_size:,} in {file.path.name} is {micro} per device and"
+        f" pass x {passes} passes x {file.split.world_size} devices",
+    )
 
 
 def _refuse_unknown_devices(file: RecipeFile) -> None:
