@@ -31,6 +31,9 @@ _UNITS = "examples|sequences|tokens"
 @click.option(
     "--critical-batch", type=Number(float, 0, above=True), help="Limit of growth besides."
 )
+@click.option(
+    "--curvature", type=Number(float, 0, above=True), help="Of the loss; caps the rate of SGD."
+)
 @click.option("--dataset-size", type=COUNT, help="Training examples, if RECIPE does not say.")
 @click.option("--micro", "micro_batch_size", type=COUNT, help="Batch per pass and device.")
 @click.option("--replicas", type=COUNT, help="Devices; sizes divide by micro x replicas.")

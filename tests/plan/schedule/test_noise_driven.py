@@ -15,6 +15,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.noise_driven import CostOptimal, NoiseDriven, NormTest
 from noisescale.plan.schedule.sizes import Sizes
 from noisescale.records import NoiseScale, Outcome, ParametersSeen
+from noisescale.theory.adaptive_batch import norm_test_passes
 
 
 def measured(outcome: Outcome = Outcome.DETERMINED, **changes: Any) -> NoiseScale:
@@ -129,10 +130,20 @@ def test_a_record_is_its_number() -> None:
     assert one.update(np.float64(900.0)) == other.update(900)
 
 
-def test_the_norm_test_grows_to_its_rest_and_never_shrinks() -> None:
-    controller = driven(rule=NormTest(theta=0.5), hysteresis=1.0, monotone=False)
-    assert settled(controller, 100.0, times=60) == pytest.approx(300, rel=0.02)
-    held = controller.batch_size
+@pytest.mark.parametrize("theta", [0.1, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("powers", [False, True])
+def test_the_norm_test_grows_until_it_passes_and_never_shrinks(theta: float, powers: bool) -> None:
+    controller = driven(
+        rule=NormTest(theta=theta), batch_size=4, monotone=False, sizes=Sizes(powers=powers)
+    )
+    held = settled(controller, 100.0, times=3000)
+    rest = 100 * (1 - theta**2) / theta**2
+    assert held >= rest * (1 - 1e-6)
+    assert held <= max(4, rest * (2 if powers else 1) + 1)
+    mean = 1 + 100.0 / held
+    assert norm_test_passes(
+        trace_cov=100.0, mean_gradient_sq=mean * (1 + 1e-9), batch_size=held, theta=theta
+    )
     assert settled(controller, 1.0) == held
 
 

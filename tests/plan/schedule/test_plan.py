@@ -144,6 +144,29 @@ def test_a_limit_is_one_of_the_sizes() -> None:
         assert any(f"reaches {limit}" in text for text in plan.warnings)
 
 
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_curvature_caps_the_rate_of_the_growth(momentum: float | None) -> None:
+    stable = 2 * (1 + (momentum or 0))
+    made = recipe(momentum=momentum, dataset_size=None)
+    calm = plan_schedule(made, grow=True, curvature=stable / 0.1001)
+    assert calm == plan_schedule(made, grow=True)
+    steep = plan_schedule(made, grow=True, curvature=stable / 0.03)
+    assert [row.batch_size for row in steep.rows] == [64, 96, 480]
+    assert [row.lr_first for row in steep.rows] == pytest.approx([0.1, 0.03, 0.03])
+    assert steep.warnings[-1] == (
+        f"the rate is above the 0.03 that a curvature of {stable / 0.03:g} tolerates from"
+        " 0 to 12,800 examples"
+    )
+    assert_consistent(steep)
+
+
+def test_a_list_that_leaves_stability_is_said() -> None:
+    plan = plan_schedule(
+        recipe(schedule=None), text="0:64 10K:640", unit="examples", curvature=2 / 0.5
+    )
+    assert "tolerates from 10,048 to" in plan.warnings[-1]
+
+
 def test_data_in_tokens() -> None:
     made = recipe(
         unit="tokens", batch_size=64 * 128, sequence_length=128, dataset_size=10_000,
@@ -226,6 +249,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"powers": True}, "add grow"),
     ({}, {"grow": True, "critical_batch": -1.0}, "critical_batch -1"),
     ({}, {"grow": True, "critical_batch": math.nan}, "critical_batch nan"),
+    ({}, {"grow": True, "curvature": 0.0}, "curvature 0"),
+    ({"optimizer": "adamw"}, {"grow": True, "curvature": 1.0}, "leave out the curvature"),
     ({}, {"grow": True, "growth_factor": 1.0}, "growth_factor 1.0"),
     ({}, {"grow": True, "coupling": "none"}, "coupling 'none'"),
     ({}, {"coupling": "sqrt"}, "coupling 'sqrt'"),

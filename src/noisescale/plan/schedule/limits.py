@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +12,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.sizes import Sizes, require_multiple
 from noisescale.plan.schedule.text import restate
 from noisescale.records import BatchSchedule, Recipe
+from noisescale.theory.scaling.limits import largest_batch_of
 
 SHARE_OF_DATA = 0.1
 """Largest batch over the data set, up to which the batch grows. (paper: Smith et al. 2018, sec. 3,
@@ -86,6 +88,23 @@ def growth_limit(
             " the batch does not grow",
         )
     return Limit(size=max(size, recipe.batch_size), source=source, notes=notes)
+
+
+def tolerance(recipe: Recipe, curvature: float | None) -> Callable[[float], float] | None:
+    """Return the largest stable batch size by the temperature over the recipe's.
+
+    Args:
+        recipe: of SGD.
+        curvature: largest eigenvalue of the Hessian; None for no such limit.
+
+    Raises:
+        InvalidInputError: the recipe's optimizer has no such limit, or the curvature is not
+            positive.
+    """
+    if curvature is None:
+        return None
+    at_first = largest_batch_of(recipe, curvature)
+    return lambda share: at_first / share
 
 
 def growth_sizes(recipe: Recipe, limit: Limit, *, multiple_of: int, powers: bool) -> Sizes:

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.sizes import Sizes
@@ -24,7 +24,20 @@ MAX_FACTOR = 2.0
 
 
 class Rule(Protocol):
-    """What batch size a noise scale asks for."""
+    """What batch size a noise scale asks for.
+
+    Attributes:
+        hysteresis: ratio of wanted to present size up to which the size is held.
+        round_up: whether a size below what is wanted will not do.
+    """
+
+    @property
+    def hysteresis(self) -> float:
+        """Ratio up to which the size is held, where a controller says nothing else."""
+
+    @property
+    def round_up(self) -> bool:
+        """Whether sizes are rounded up, not to the nearest."""
 
     def wanted(self, noise_scale: float, batch_size: int) -> float:
         """Return the size wanted, at a noise scale measured while ``batch_size`` is taken."""
@@ -41,6 +54,8 @@ class CostOptimal:
     """
 
     r: float
+    hysteresis: ClassVar[float] = HYSTERESIS
+    round_up: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         adaptive_batch.best_batch_size(r=self.r, noise_scale=1.0)
@@ -65,6 +80,8 @@ class NormTest:
     """
 
     theta: float
+    hysteresis: ClassVar[float] = 1.0
+    round_up: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         adaptive_batch.norm_test_rest(noise_scale=1.0, theta=self.theta)
@@ -102,10 +119,11 @@ class NoiseDriven:
     is doing what was decided.
 
     Attributes:
-        rule: :class:`CostOptimal` or :class:`NormTest`, or anything with their method.
+        rule: :class:`CostOptimal` or :class:`NormTest`, or anything like them.
         batch_size: the present size; the first one at first.
         sizes: what may be taken.
-        hysteresis: the size changes where wanted over present is above it or below its inverse.
+        hysteresis: the size changes where wanted over present is above it or below its inverse;
+            the rule's own by default.
         max_factor: most that the size changes at once (one allowed size at least).
         monotone: whether the size never falls.
         unit: what sizes count; noise scales in another unit are refused.
@@ -122,7 +140,7 @@ class NoiseDriven:
     rule: Rule
     batch_size: int
     sizes: Sizes = field(default_factory=Sizes)
-    hysteresis: float = HYSTERESIS
+    hysteresis: float | None = None
     max_factor: float = MAX_FACTOR
     monotone: bool = True
     unit: str = "examples"
@@ -130,6 +148,8 @@ class NoiseDriven:
     def __post_init__(self) -> None:
         require_unit(self.unit)
         self._require_allowed(self.batch_size)
+        if self.hysteresis is None:
+            self.hysteresis = self.rule.hysteresis
         for name in ("hysteresis", "max_factor"):
             value = getattr(self, name)
             if not 1 <= value < math.inf:
@@ -176,16 +196,16 @@ class NoiseDriven:
         self.batch_size = state["batch_size"]
 
     def _next(self, wanted: float) -> int:
-        present = self.batch_size
-        if 1 / self.hysteresis <= wanted / present <= self.hysteresis:
+        present, sizes = self.batch_size, self.sizes
+        band = self.hysteresis or 1.0
+        if 1 / band <= wanted / present <= band or (self.monotone and wanted < present):
             return present
+        size = sizes.at_least(wanted) if self.rule.round_up else sizes.nearest(wanted)
         if wanted > present:
-            most = max(self.sizes.at_most(present * self.max_factor), self.sizes.above(present))
-            return max(present, min(self.sizes.nearest(wanted), most))
-        if self.monotone:
-            return present
-        least = min(self.sizes.at_least(present / self.max_factor), self.sizes.below(present))
-        return min(present, max(self.sizes.nearest(wanted), least))
+            most = max(sizes.at_most(present * self.max_factor), sizes.above(present))
+            return max(present, min(size, most))
+        least = min(sizes.at_least(present / self.max_factor), sizes.below(present))
+        return min(present, max(size, least))
 
     def _read(self, noise: NoiseScale | float | None) -> tuple[float | None, str]:
         """Return the noise scale, or why there is none."""

@@ -9,12 +9,18 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.plan.schedule.growth import grow as grow_batch
-from noisescale.plan.schedule.limits import Limit, check_sizes, growth_limit, growth_sizes
+from noisescale.plan.schedule.limits import (
+    Limit,
+    check_sizes,
+    growth_limit,
+    growth_sizes,
+    tolerance,
+)
 from noisescale.plan.schedule.of_recipe import length, rate_schedule
 from noisescale.plan.schedule.rows import schedule_rows
 from noisescale.plan.schedule.text import in_unit, parse_schedule, spell_schedule
 from noisescale.plan.schedule.warm_up import begin_small, ramp
-from noisescale.plan.schedule.warnings import warnings_of
+from noisescale.plan.schedule.warnings import instability, warnings_of
 from noisescale.records import BatchPiece, BatchSchedule, Recipe, SchedulePlan
 from noisescale.theory.per_example import SQUARE_ROOT
 
@@ -44,6 +50,7 @@ def plan_schedule(
     warmup_batch: Sequence[int] | None = None,
     max_batch_size: int | None = None,
     critical_batch: float | None = None,
+    curvature: float | None = None,
     dataset_size: int | None = None,
     micro_batch_size: int | None = None,
     replicas: int | None = None,
@@ -69,6 +76,8 @@ def plan_schedule(
             recipe's unit.
         max_batch_size: limit of growth; replaces the tenth of the data set.
         critical_batch: limit of growth besides.
+        curvature: largest eigenvalue of the Hessian (an upper quantile along the run): growth
+            stops where the rate would leave stability; SGD's.
         dataset_size: training examples; the recipe's by default.
         micro_batch_size: per pass and device; sizes are multiples of it times ``replicas``.
         replicas: devices that average their gradients.
@@ -121,11 +130,14 @@ def plan_schedule(
             total=schedule.total,
             sizes=sizes,
             growth_factor=growth_factor,
+            tolerates=tolerance(recipe, curvature),
         )
     if warmup_batch is not None:
         schedule = _begun_small(schedule, recipe, warmup_batch, multiple)
     check_sizes(schedule, recipe, multiple_of=multiple)
-    return _plan(recipe, schedule, limit, share if micro_batch_size is not None else None)
+    plan = _plan(recipe, schedule, limit, share if micro_batch_size is not None else None)
+    unstable = instability(recipe, curvature, plan.rows)
+    return dataclasses.replace(plan, warnings=(*plan.warnings, *unstable))
 
 
 def _plan(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from noisescale.plan.schedule.limits import Limit
 from noisescale.records import BatchSchedule, Recipe, ScheduleRow
 from noisescale.theory.per_example import kept_per_step, shrinkage_unit
+from noisescale.theory.scaling.limits import largest_batch_of
 
 
 def warnings_of(
@@ -31,6 +32,27 @@ def warnings_of(
     if largest != recipe.batch_size or len(schedule.pieces) > 1:
         found += [*_rate(schedule), *_averages(schedule, recipe, largest), *_few(rows, recipe)]
     return tuple(found)
+
+
+def instability(
+    recipe: Recipe, curvature: float | None, rows: tuple[ScheduleRow, ...]
+) -> tuple[str, ...]:
+    """Say where the rate of a plan leaves stability.
+
+    Raises:
+        InvalidInputError: the recipe's optimizer has no such limit, or the curvature is not
+            positive.
+    """
+    if curvature is None:
+        return ()
+    limit = recipe.lr * largest_batch_of(recipe, curvature) / recipe.batch_size
+    over = [row for row in rows if max(row.lr_first, row.lr_last) > limit * (1 + 1e-9)]
+    if not over:
+        return ()
+    return (
+        f"the rate is above the {limit:.3g} that a curvature of {curvature:g} tolerates from"
+        f" {over[0].start:,} to {over[-1].stop:,} {recipe.unit}",
+    )
 
 
 def _grown(rows: tuple[ScheduleRow, ...], limit: Limit, recipe: Recipe) -> Iterator[str]:
