@@ -141,6 +141,9 @@ def test_bad_values_name_file_and_key(tmp_path: Path, values: Any, message: str)
 def test_toml_knows_odd_floats(tmp_path: Path, word: str) -> None:
     with pytest.raises(InvalidInputError, match=r"lr .*: a positive number"):
         read_recipe(written(tmp_path, "r.toml", f"lr = {word}\nbatch_size = 2\n"))
+    text = f'lr = 1\nbatch_size = 2\nschedule = {{kind = "step", list = [1, {word}]}}\n'
+    with pytest.raises(InvalidInputError, match=r"schedule .*: finite numbers are required"):
+        read_recipe(written(tmp_path, "r.toml", text))
     with pytest.raises(InvalidInputError, match=r"lr .*: a positive number"):
         read_recipe(written(tmp_path, "r.toml", "lr = 1979-05-27\nbatch_size = 2\n"))
 

@@ -330,6 +330,13 @@ def test_a_value_behind_an_alias_is_not_changed_for_others(tmp_path: Path) -> No
     assert (tmp_path / "q.yaml").read_text() == alone.replace("0.1", "0.5")
 
 
+def test_values_that_are_no_numbers_elsewhere_do_no_harm(tmp_path: Path) -> None:
+    text = LIGHTNING.replace("width: 64", "width: [.nan, .inf, {a: .nan}]")
+    file = read_recipe(written(tmp_path, "pl.yaml", text))
+    write_recipe(file, {"lr": 0.5}, tmp_path / "new.yaml")
+    assert (tmp_path / "new.yaml").read_text() == text.replace("lr: 0.1", "lr: 0.5")
+
+
 def test_a_quoted_number_becomes_a_number(tmp_path: Path) -> None:
     file = read_recipe(written(tmp_path, "r.yaml", 'lr: "3e-4"  # text\nbatch_size: 8\n'))
     write_recipe(file, {"lr": 6e-5}, tmp_path / "new.yaml")

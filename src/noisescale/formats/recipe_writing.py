@@ -99,7 +99,7 @@ def edited(document: Document, edits: Mapping[Path_, Any]) -> str:
     text = _editor(document.syntax)(document.text, edits)
     now = parse(text, syntax=document.syntax, path=document.path)
     wanted = _with_edits(document.data, edits, document.syntax)
-    if now != wanted:
+    if not _same(now, wanted):
         places = ", ".join(".".join(map(str, place)) for place in edits)
         raise InvalidInputError(
             f"{document.path}: {places}",
@@ -197,6 +197,15 @@ def _with_edits(data: Any, edits: Mapping[Path_, Any], syntax: str) -> Any:
         else:
             table[last] = _spelt_out(value)
     return copied
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare plain data; a value that is not a number equals itself here."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other or (one != one and other != other))
 
 
 def _below(table: Any, key: str | int) -> Any:

@@ -90,7 +90,15 @@ def _schedule(keys: Keys) -> dict[str, Any] | None:
     table = keys.table("schedule")
     if table is not None and not isinstance(table.get("kind"), str):
         raise keys.refused("schedule", "its kind is required", 'add kind = "cosine"')
+    if table is not None and not _is_finite(table):
+        raise keys.refused("schedule", "finite numbers are required", "change it")
     return table
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check_optimizer(keys: Keys, values: dict[str, Any]) -> None:
