@@ -10,6 +10,7 @@ from noisescale.errors import InvalidInputError
 from noisescale.records import SchedulePlan
 from noisescale.report import drawing
 from noisescale.report.drawing import BLUE, MUTED, WIDE, plain_numbers
+from noisescale.report.schedule_terminal import LONG, position
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,17 +118,22 @@ def _updates(axes: Axes, plan: SchedulePlan) -> None:
     axes.plot(places, done, color=BLUE, linewidth=1.8)
     axes.set_ylabel("updates")
     axes.set_ylim(bottom=0)
-    plain_numbers(axes.xaxis)
     plain_numbers(axes.yaxis)
+    plain_numbers(axes.xaxis)
+    if total >= LONG:
+        axes.xaxis.set_major_formatter(lambda value, _: position(round(value)))
 
 
 def _places(plan: SchedulePlan) -> list[int]:
     """Evenly spaced positions, and both sides of every change."""
     total = plan.schedule.total or plan.rows[-1].stop
     places = {total * index // _POINTS for index in range(_POINTS + 1)}
-    for row in plan.rows:
-        places |= {max(0, row.start - 1), row.start}
-    return sorted(places)
+    changes = [piece.start for piece in plan.schedule.pieces]
+    if plan.schedule.rate is not None:
+        changes += [segment.start for segment in plan.schedule.rate.segments]
+    for start in changes:
+        places |= {max(0, start - 1), start}
+    return sorted(place for place in places if place <= total)
 
 
 _OLD: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3))}

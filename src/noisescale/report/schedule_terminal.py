@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _STRIP = 60  # columns of a strip; assumed: fits 80 columns with its name
 _WIDE = 92  # columns; assumed: all columns of the table need about that
-_LONG = 10**8  # assumed: positions from here on are written shorter
+LONG = 10**8
+"""Positions from here on are written shorter. (assumed: tables stay within 80 columns)"""
 
 
 def render_schedule(plan: SchedulePlan, console: Console | None = None) -> None:
@@ -70,7 +71,7 @@ def position(value: int) -> str:
     >>> position(25_600), position(250_000_000_000), position(1_234_567_890)
     ('25,600', '250B', '1.235B')
     """
-    if value < _LONG:
+    if value < LONG:
         return f"{value:,}"
     for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if value >= 0.99995 * scale:
@@ -100,7 +101,10 @@ def _table(plan: SchedulePlan, *, narrow: bool) -> Table:
 
 
 def _shown(rows: Sequence[ScheduleRow]) -> Sequence[ScheduleRow]:
-    return rows[:: -(-len(rows) // terminal._ROWS)]
+    """Thin out evenly; the first and the last are kept."""
+    most = min(len(rows), terminal._ROWS)
+    places = {index * (len(rows) - 1) // max(1, most - 1) for index in range(most)}
+    return [rows[place] for place in sorted(places)]
 
 
 def _left_out(rows: Sequence[ScheduleRow]) -> list[RenderableType]:

@@ -29,13 +29,18 @@ def temperature_at(recipe: Recipe, *, lr: float, batch_size: int) -> float:
 def _cut(schedule: BatchSchedule) -> BatchSchedule:
     """Add a piece of unchanged size wherever the rate's rule changes: no step moves by that."""
     segments = schedule.rate.segments if schedule.rate is not None else ()
-    ends = {s.stop for s in segments if s.stop is not None}
-    starts = {piece.start for piece in schedule.pieces} | {s.start for s in segments} | ends
+    starts = {piece.start for piece in schedule.pieces} | {s.start for s in segments}
+    starts |= {s.stop for s in segments if s.stop is not None and _goes_on(schedule, s.stop)}
     pieces = [
         BatchPiece(start=start, batch_size=schedule.batch_size_at(start))
         for start in sorted(starts)
     ]
     return dataclasses.replace(schedule, pieces=tuple(pieces))
+
+
+def _goes_on(schedule: BatchSchedule, position: int) -> bool:
+    """Whether more than one step follows: a rate that ends with the training needs no own row."""
+    return schedule.total is None or position + schedule.batch_size_at(position) < schedule.total
 
 
 def _row(run: PieceRun, schedule: BatchSchedule, recipe: Recipe, share: int | None) -> ScheduleRow:
