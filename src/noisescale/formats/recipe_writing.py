@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -240,6 +238,10 @@ def _check_target(file: RecipeFile, target: Path, *, overwrite: bool) -> None:
 
 def _write(file: RecipeFile, target: Path, content: bytes, recipe: Recipe) -> None:
     """Write beside the target, read back and compare, then put it in its place."""
+    # Imported here since they take several milliseconds, and most conversions write nothing.
+    import shutil
+    import tempfile
+
     try:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
