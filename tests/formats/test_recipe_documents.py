@@ -64,7 +64,11 @@ def test_three_syntaxes_with_bom_and_line_endings(
         ("twice.json", '{"lr": 1, "lr": 2}', "key lr: given twice"),
         ("twice2.json", '{"a": {"lr": 1, "lr": 2}}', "key lr: given twice"),
         ("twice.yaml", "lr: 1\nlr: 2\n", "line 2: key lr: given twice"),
-        ("twice.toml", "lr = 1\nlr = 2\n", "is no TOML"),
+        ("twice.toml", "lr = 1\n# c\nlr = 2\n", "line 3: lr: given twice; remove one"),
+        ("twice2.toml", "lr = 1\r\nlr = 2\r\n", "line 2: lr: given twice"),
+        ("twice4.toml", "lr = 1\nlr = 2", "line 2: lr: given twice"),
+        ("twice5.toml", "s = {a = 1, a = 2}", "line 1: s: given twice"),
+        ("twice3.toml", "[a]\nb = 1\n[a]\nb = 2\n", r"line 3: \[a\]: given twice"),
         ("object.yaml", "lr: !!python/object/apply:os.system ['true']\n", "only plain values"),
         ("own.yaml", "lr: !mine 3\n", "line 1: tag !mine: only plain values"),
         ("binary.yaml", "lr: !!binary aGk=\n", "only plain values"),
@@ -98,7 +102,7 @@ def test_no_file_a_folder_and_a_huge_file(tmp_path: Path) -> None:
         read_document(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()
     for folder in (tmp_path, tmp_path / "folder.toml"):
-        with pytest.raises(InvalidInputError, match="is a folder"):
+        with pytest.raises(InvalidInputError, match=r"is a folder; name a recipe file$"):
             read_document(folder)
     huge = write(tmp_path, "huge.toml", b"# " + b"x" * LARGEST_FILE)
     with pytest.raises(InvalidInputError, match="is larger than 1 MiB"):

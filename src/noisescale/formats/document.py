@@ -85,7 +85,7 @@ def syntax_of(path: Path) -> str:
             "is Python, which is not executed to read a recipe",
             "write its lr, batch_size and optimizer into a TOML file",
         )
-    if ending not in ENDINGS and not path.is_dir():
+    if ending not in ENDINGS and not _is_folder(path):
         raise InvalidInputError(
             f"{path}", f"a file that ends in {', '.join(ENDINGS)} is required", "rename it"
         )
@@ -121,9 +121,9 @@ def parse(text: str, *, syntax: str, path: Path) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> bytes:
+    if _is_folder(path):
+        raise InvalidInputError(f"{path}", "is a folder", "name a recipe file")
     try:
-        if path.is_dir():
-            raise InvalidInputError(f"{path}", "is a folder", "name a recipe file")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
@@ -138,6 +138,13 @@ def _bytes(path: Path) -> bytes:
     return content
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _decoded(content: bytes, path: Path) -> str:
     try:
         text = content.decode()
@@ -150,9 +157,9 @@ def _decoded(content: bytes, path: Path) -> str:
 
 def _parser(syntax: str) -> Callable[[str], Any]:
     if syntax == "TOML":
-        import tomllib
+        from noisescale.formats.toml_text import parse_toml
 
-        return tomllib.loads
+        return parse_toml
     if syntax == "JSON":
         from noisescale.formats.json_text import parse_json
 

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from noisescale.errors import MissingExtraError
+from noisescale.errors import InvalidInputError, MissingExtraError
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        ValueError: the text is no TOML; InvalidInputError, with the line, for a key given twice.
+
+    >>> parse_toml("lr = 0.1")
+    {'lr': 0.1}
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"(Cannot|Duplicate).*at (line (\d+)|end of document)", str(error))
+        if found is None:
+            raise
+        lines = text.rstrip().split("\n")
+        number = int(found[3] or len(lines))
+        key = lines[number - 1].partition("=")[0].strip()
+        raise InvalidInputError(f"line {number}: {key[:60]}", "given twice", "remove one") from None
 
 
 def edit_toml(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
