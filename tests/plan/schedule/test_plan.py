@@ -229,6 +229,13 @@ def test_a_plan_without_a_change_warns_of_nothing(wish: dict[str, Any]) -> None:
     assert plan_schedule(made, **wish).warnings == ()
 
 
+@pytest.mark.parametrize("lr", [5e-324, 1e-300, 1e300])
+def test_rates_at_the_ends_of_the_floats(lr: float) -> None:
+    made = recipe(lr=lr, weight_decay=0.1, optimizer="adamw")
+    plan = plan_schedule(made, grow=True)
+    assert SchedulePlan.from_json(plan.to_json()) == plan
+
+
 def test_sgd_keeps_its_weight_decay_per_example() -> None:
     made = recipe(momentum=0.5, weight_decay=1e-3)
     assert plan_schedule(made, grow=True).warnings == ()

@@ -104,8 +104,10 @@ def _averages(schedule: BatchSchedule, recipe: Recipe, largest: int) -> Iterator
             f"{' and '.join(named)} count steps: at batch {largest:,} the averages reach back over"
             f" {ratio:,.3g} times as many {recipe.unit}"
         )
-    there = recipe.with_changes(lr=recipe.lr * schedule.rate_factor(largest), batch_size=largest)
-    share = shrinkage_unit(there) / shrinkage_unit(recipe)
+    # At a rate of 1, since the share goes in proportion and tiny rates would underflow.
+    here = recipe.with_changes(lr=1.0)
+    there = here.with_changes(lr=schedule.rate_factor(largest), batch_size=largest)
+    share = shrinkage_unit(there) / shrinkage_unit(here)
     if recipe.weight_decay and not math.isclose(share, 1, rel_tol=1e-6):
         yield (
             f"weight decay takes another share per example: at batch {largest:,} {share:.3g} times"
