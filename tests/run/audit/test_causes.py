@@ -118,6 +118,52 @@ def test_a_loss_scaled_by_the_batch_size_is_named():
     assert cause(found, "sum").ratio == near(0.5)
 
 
+def test_a_sum_beside_a_penalty_is_no_mixing():
+    def loss(model, batch):
+        return summed(model, batch) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+    made = workload(loss=loss)
+    found = alone(made)
+    assert kinds(found) == {"sum"}
+    assert cause(found, "sum").difference == near(slow_difference(made))
+    assert "every pass adds anew" in cause(found, "sum").evidence
+
+
+def test_a_root_of_the_mean_is_no_mean_of_its_parts():
+    made = workload(loss=lambda m, b: m(b[0]).square().mean().sqrt())
+    assert kinds(alone(made)) == {"mixing"}
+
+
+def test_a_median_is_no_mean_over_something_else():
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none").median()
+
+    assert kinds(alone(workload(loss=loss))) == {"mixing"}
+
+
+def test_a_part_in_which_nothing_counts_may_be_zero():
+    """Where people guard against 0 / 0."""
+
+    def loss(model, batch):
+        logits = model(batch[0].flatten(0, 1))
+        added = F.cross_entropy(logits, batch[1].flatten(), ignore_index=IGNORED, reduction="sum")
+        return added / (batch[1] != IGNORED).sum().clamp(min=1)
+
+    inputs, labels = sequences()
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    labels[order[8:16]] = IGNORED
+    found = alone(workload(loss=loss, train=(inputs, labels)))
+    assert kinds(found) == {"token_mean"}
+    assert cause(found, "token_mean").weights[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_compiled_model_is_audited_uncompiled():
+    made = workload(model=lambda: torch.compile(with_dropout(), backend="eager"))
+    found = alone(made)
+    assert kinds(found) == {"dropout"}
+    assert cause(found, "dropout").where == ("2",)
+
+
 def test_a_token_mean_times_the_batch_size_is_told_as_both():
     made = workload(loss=lambda m, b: token_mean(m, b) * len(b[0]), train=sequences())
     found = alone(made)
@@ -410,6 +456,7 @@ def test_negatives_and_batch_norm_are_both_named():
     found = alone(workload(model=with_batch_norm, loss=in_batch_negatives))
     assert kinds(found) == {"mixing", "batch_norm"}
     assert cause(found, "batch_norm").difference is None
+    assert cause(found, "mixing").where == ()
     assert cause(found, "batch_norm").where == ("1",)
 
 

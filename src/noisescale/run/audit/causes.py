@@ -54,7 +54,8 @@ class Analyst:
 
     @property
     def _mixed(self) -> bool:
-        return self._fit.kind == "none"
+        """Whether no weights restore equality, so that no other cause can be judged by it."""
+        return self._fit.kind in ("none", "sum_and_constant")
 
     def _cause(self, kind: str, evidence: str, **fields: object) -> AuditCause:
         return AuditCause(
@@ -68,7 +69,8 @@ class Analyst:
     def _reduction(self) -> list[AuditCause]:
         """A loss that is no mean over the examples."""
         kind = self._fit.kind
-        found = [self._scale()] if kind in ("sum", "scaled", "rescaled") else []
+        scales = ("sum", "scaled", "rescaled", "sum_and_constant")
+        found = [self._scale()] if kind in scales else []
         return [*found, self._weighting()] if kind in ("weighted", "rescaled") else found
 
     def _scale(self) -> AuditCause:
@@ -104,7 +106,7 @@ class Analyst:
 
     def _partial_window(self) -> list[AuditCause]:
         lengths = [len(part) for part in self._parts]
-        if len(set(lengths)) == 1 or self._fit.kind == "sum":
+        if len(set(lengths)) == 1 or self._fit.kind.startswith("sum"):
             return []
         mean = self._mean_of_means(self._fixed)
         weighted = self._bench.split(self._parts, shares(self._parts), self._fixed)
@@ -142,7 +144,7 @@ class Analyst:
         ]
 
     def _mixing(self) -> list[AuditCause]:
-        if not self._mixed:
+        if self._fit.kind != "none":
             return []
         mixers: Mixers = find_mixers(self._bench, self._fixed)
         whole = self._bench.whole(self._fixed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from noisescale import __version__
 from noisescale.errors import InvalidInputError
+from noisescale.measure.compiled import Uncompiled
 from noisescale.measure.probe_process import Parcel, pack
 from noisescale.measure.untouched import untouched
 from noisescale.records import Audit, AuditCause, AuditClipping, AuditGroup, AuditReplicas
@@ -340,16 +341,22 @@ def _check_seed(seed: Any) -> None:
 def _left_alone() -> Iterator[Callable[[nn.Module], None]]:
     """Put a model that the caller holds too into training mode, and back afterwards."""
     held: list[Any] = []
+    uncompiled: list[Uncompiled] = []
 
     def keep(model: nn.Module) -> None:
         context = untouched(model)
         context.__enter__()
         held.append(context)
+        # Every part has another size, for which compiled code would be made anew.
+        uncompiled.append(Uncompiled(model))
+        uncompiled[-1].hold()
         model.train()
 
     try:
         yield keep
     finally:
+        for holder in uncompiled:
+            holder.release()
         for context in held:
             context.__exit__(None, None, None)
 

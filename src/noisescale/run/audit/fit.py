@@ -24,6 +24,10 @@ LOSS_UNITS = 2.0
 _SHARE_SLACK = 1e-3
 """Shares found from rounded gradients may be negative by so much. (assumed)"""
 
+_SCALED = 0.05
+"""A scale that goes with the number of examples changes more than this between a batch and its
+parts. (assumed)"""
+
 _PARALLEL = 1e-6
 """Gradients whose squared sine is below this give no two weights. (assumed)"""
 
@@ -34,8 +38,9 @@ class Fit:
 
     Attributes:
         kind: ``mean`` of the examples, ``sum``, ``scaled`` (the mean times a constant),
-            ``weighted`` (a mean with other weights than the numbers of examples), ``rescaled``
-            (both of these) or ``none``.
+            ``sum_and_constant`` (a sum and what is the same for every batch), ``weighted`` (a
+            mean with other weights than the numbers of examples), ``rescaled`` (that times a
+            constant) or ``none``.
         weights: of the parts; their shares of the examples for ``none``.
         empty: parts whose loss or gradient is not finite and that count for nothing.
     """
@@ -72,11 +77,22 @@ class Fitter:
         factor = self._factor(parts, own)
         if factor is not None:
             return Fit("scaled", tuple(factor * share for share in own))
+        if self._adds_something_constant(parts):
+            return Fit("sum_and_constant", ones)
         for free in (False, True):
             weights = self._weights(parts, free=free)
-            if weights is not None and self._holds_across(parts, weights, free=free):
+            if weights is None or not self._all_count(parts, weights):
+                continue
+            if self._holds_across(parts, weights, free=free):
                 return Fit("rescaled" if free else "weighted", tuple(weights), self._empty(parts))
         return Fit("none", own)
+
+    def _all_count(self, parts: Sequence[Tensor], weights: Sequence[float]) -> bool:
+        """Whether only parts without a gradient weigh nothing; a median picks one of many."""
+        least = _SHARE_SLACK * max(weights)
+        unused = [part for part, weight in zip(parts, weights, strict=True) if weight <= least]
+        found = [self._of([part]) for part in unused]
+        return not any(_counts(one) and inner(one.gradient, one.gradient) for one in found)
 
     def _empty(self, parts: Sequence[Tensor]) -> tuple[int, ...]:
         return tuple(i for i, part in enumerate(parts) if not _counts(self._of([part])))
@@ -110,6 +126,22 @@ class Fitter:
             factors.append(inner(mean, self._of(side).gradient) / square if square else math.nan)
         return abs(factors[0] - factors[1]) <= _SHARE_SLACK * abs(factors[0])
 
+    def _adds_something_constant(self, parts: Sequence[Tensor]) -> bool:
+        """Whether g_A + g_B - g_AB is the same for two pairs of parts."""
+        if len(parts) < 4:
+            return False
+        pairs = (parts[:2], parts[2:4])
+        size, losses, left = 0.0, [], []
+        for pair in pairs:
+            both, one, other = self._of(pair), self._of(pair[:1]), self._of(pair[1:])
+            made = [(1.0, one), (1.0, other), (-1.0, both)]
+            left.append(combined((weight, found.gradient) for weight, found in made))
+            losses.append(sum(weight * found.loss for weight, found in made))
+            size = max(size, *(sizes(f.gradient, self._bench.inventory).total for _, f in made))
+        apart = self._bench.gap(*left).total
+        most = max(abs(found.loss) for pair in pairs for found in (self._of(pair),))
+        return apart <= self._bench.unit * size and self._same_loss(losses[0], losses[1], most)
+
     def _weights(self, parts: Sequence[Tensor], *, free: bool) -> list[float] | None:
         """Return weights found by halves; they add up to 1 unless ``free``."""
         if len(parts) == 1:
@@ -139,6 +171,8 @@ class Fitter:
             return True
         both, one, other = self._of(pair), self._of(pair[:1]), self._of(pair[1:])
         first, second = (weight / sum(two) for weight in two)
+        if free and abs(sum(weights) - 1) < _SCALED:
+            return False  # more like a function of the mean, such as its square root
         if free:
             mean = combined([(first, one.gradient), (second, other.gradient)])
             factor = inner(mean, both.gradient) / (inner(mean, mean) or math.nan)

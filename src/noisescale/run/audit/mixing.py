@@ -66,16 +66,19 @@ def _recorded(bench: Bench, model: nn.Module, condition: Condition) -> dict[nn.M
         if module not in ended:
             ended[module] = _copied(output)
 
-    handles: list[Any] = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        with blame_user(f"workload {bench.workload.name!r}: a forward pass"):
-            _under(bench, condition, lambda: bench.workload.loss(bench.model, _whole(bench)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    def watched() -> None:
+        handles: list[Any] = []
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            bench.workload.loss(bench.model, bench.batch(bench.everything()))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    with blame_user(f"workload {bench.workload.name!r}: a forward pass"):
+        _under(bench, condition, watched)
     return {m: (*arguments, ended[m]) for m, arguments in began.items() if m in ended}
 
 
@@ -111,10 +114,6 @@ def _differ(whole: Tensor, half: Tensor) -> bool:
 def _under(bench: Bench, condition: Condition, run: Callable[[], Any]) -> Any:
     with bench.held(condition, bench.seeds[0]), torch.no_grad():
         return run()
-
-
-def _whole(bench: Bench) -> Any:
-    return bench.batch(bench.everything())
 
 
 def _copied(thing: Any) -> Any:

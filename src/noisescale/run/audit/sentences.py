@@ -43,6 +43,11 @@ def summed(kind: str, times: float, count: int) -> str:
             "the gradient of one pass is the sum of its parts', not a mean: averaging them gives"
             f" 1/{count} of it"
         )
+    if kind == "sum_and_constant":
+        return (
+            "the gradient of one pass is the sum of its parts', apart from a term that does not"
+            " depend on the batch and that every pass adds anew"
+        )
     mean = "with the weights below the" if kind == "rescaled" else "the"
     return (
         f"{mean} mean of the parts' gradients points where that of one pass does, at"
