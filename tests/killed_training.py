@@ -32,7 +32,7 @@ PLAN = BatchSchedule(
     rate=RateSchedule(
         segments=(
             RateSegment(start=0, stop=100, shape="linear", first=0.01, last=0.05),
-            RateSegment(start=100, stop=1500, shape="cosine", first=0.05, last=0.0),
+            RateSegment(start=100, stop=1500, shape="cosine", first=0.05, last=0.01),
         )
     ),
     coupling="square_root",

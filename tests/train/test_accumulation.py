@@ -192,6 +192,16 @@ def test_a_loop_that_is_left_early_keeps_its_batch():
     assert list(window.over([])) == []
 
 
+def test_sparse_gradients_are_means_too():
+    model = nn.EmbeddingBag(5, 2, sparse=True, mode="sum")
+    window = GradientAccumulation(model, micro_batch_size=2, batch_size=8)
+    for part in window.over([torch.tensor([[1], [2]]), torch.tensor([[2]])]):
+        with window.micro_batch(len(part)) as weight:
+            (model(part).sum(1).mean() * weight).backward()
+    dense = model.weight.grad.to_dense()[:, 0]
+    torch.testing.assert_close(dense, torch.tensor([0.0, 1 / 3, 2 / 3, 0.0, 0.0]))
+
+
 class Synchronised(nn.Module):
     """Notes when gradients would be averaged, as DistributedDataParallel or fully_shard does."""
 
@@ -370,8 +380,9 @@ def test_bad_calls_are_one_clear_line():
     window = GradientAccumulation(a_model(), micro_batch_size=2, batch_size=4, last="carry")
     with pytest.raises(InvalidInputError, match="a micro-batch of 3"), window.micro_batch(3):
         pass
-    with pytest.raises(InvalidInputError, match="weight nan"):
-        window.micro_batch(weight=float("nan")).__enter__()
+    for bad in (float("nan"), -1, "many"):
+        with pytest.raises(InvalidInputError, match="at least 0"), window.micro_batch(weight=bad):
+            pass
     with window.micro_batch(weight=2.0):
         pass
     with pytest.raises(InvalidInputError, match="with and without weight"), window.micro_batch():

@@ -188,7 +188,9 @@ def test_resuming_at_any_step_changes_nothing(resume_at, by_sampler, noise_drive
 
 def test_the_noise_scale_drives_with_the_lead_of_the_sampler():
     sampler = sampled(last="carry", lead=2)
-    controller = NoiseDriven(rule=CostOptimal(r=100), batch_size=4, sizes=Sizes(multiple_of=4))
+    controller = NoiseDriven(
+        rule=CostOptimal(r=100), batch_size=4, sizes=Sizes(multiple_of=4, largest=60)
+    )
     asked = []
 
     def noise():
@@ -210,6 +212,19 @@ def test_plans_that_cannot_be_made_are_refused_at_once():
         BatchSizeSchedule(plan, sampled())
     with pytest.raises(InvalidInputError, match="global_batch_size 90: does not divide"):
         BatchSizeSchedule(plan, accumulated(micro=4))
+    for sizes, words in (
+        (Sizes(largest=40), "does not divide by micro_batch_size 4"),
+        (Sizes(multiple_of=4), None),
+        (Sizes(powers=True, smallest=4), None),
+    ):
+        controller = NoiseDriven(rule=CostOptimal(r=4), batch_size=8, sizes=sizes)
+        if words is None:
+            BatchSizeSchedule(controller, accumulated(micro=4), noise=1.0)
+            continue
+        with pytest.raises(InvalidInputError, match=words):
+            BatchSizeSchedule(controller, accumulated(micro=4), noise=1.0)
+    with pytest.raises(InvalidInputError, match=r"give sizes=Sizes\(largest=60\) or less"):
+        BatchSizeSchedule(controller, sampled(), noise=1.0)
     with pytest.raises(InvalidInputError, match="a batch of 4 examples over 3 replicas"):
         BatchSizeSchedule(GROWING, sampled(batch_size=3, num_replicas=3, rank=0))
 
@@ -242,6 +257,16 @@ def test_bad_arguments_are_one_clear_line(arguments, words):
     with pytest.raises(InvalidInputError, match=re.escape(words)) as error:
         BatchSizeSchedule(driven=sampled(), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_groups_that_come_later_are_refused():
+    model = a_model()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    sampler = sampled()
+    schedule = BatchSizeSchedule(GROWING, sampler, optimizer)
+    optimizer.add_param_group({"params": [model.bias]})
+    with pytest.raises(InvalidInputError, match="an optimizer with 2 groups: it had 1"):
+        walk(schedule, sampler, 4)
 
 
 def test_steps_without_a_batch_are_refused():

@@ -15,7 +15,7 @@ from noisescale.plan.split import split_batch
 from noisescale.records import BatchSplit
 from noisescale.train.arguments import take_state, whole
 from noisescale.train.batching import ResizableBatchSampler
-from noisescale.train.replicas import replicas_here, sum_over_replicas
+from noisescale.train.replicas import replicas_here, sum_over_replicas, synchronised
 
 Batch = TypeVar("Batch")
 
@@ -227,11 +227,7 @@ class GradientAccumulation:
                 f"at most micro_batch_size {self.micro_batch_size} is required",
                 "make the loader with this batch size",
             )
-        counted = float(size if weight is None else weight)
-        if not 0 <= counted < math.inf:
-            raise InvalidInputError(
-                f"weight {weight}", "a number of at least 0 is required", "give tokens that count"
-            )
+        counted = float(size) if weight is None else _weight(weight)
         if self._passes == 0 and self._follows is not None:
             self.split = self._split_of(self._follows(self.position))
         full = self._passes + 1 == self.accumulation
@@ -239,7 +235,7 @@ class GradientAccumulation:
         unit = 1.0 if weight is None else self._weight_per_example
         expected = self.micro_batch_size * self.accumulation * unit
         try:
-            with self._synchronised(self.is_update):
+            with synchronised(self._model, self.is_update):
                 yield (counted if self._mean else 1.0) / expected
         except BaseException:
             self.is_update = False
@@ -337,27 +333,18 @@ class GradientAccumulation:
 
     @torch.no_grad()
     def _multiply_gradients(self, factor: float) -> None:
-        for parameter in self._model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        dense = [gradient for gradient in gradients if not gradient.is_sparse]
+        if dense:
+            torch._foreach_mul_(dense, factor)
+        for gradient in gradients:
+            if gradient.is_sparse:
+                gradient.mul_(factor)
 
     def _drop(self) -> None:
         self.dropped += self._examples * self.num_replicas
         self._model.zero_grad(set_to_none=True)
         self._begin_window()
-
-    @contextlib.contextmanager
-    def _synchronised(self, now: bool) -> Iterator[None]:
-        """Let gradients be averaged over the replicas only where a batch is complete."""
-        model: Any = self._model
-        if hasattr(model, "set_requires_gradient_sync"):  # fully_shard
-            model.set_requires_gradient_sync(now)
-            yield
-        elif not now and hasattr(model, "no_sync"):  # DistributedDataParallel, FSDP
-            with model.no_sync():
-                yield
-        else:
-            yield
 
     def _split_of(self, size: int) -> BatchSplit:
         return split_batch(
@@ -395,3 +382,15 @@ def _fitting(
             "make both with the same values",
         )
     return sampler
+
+
+def _weight(value: Any) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise InvalidInputError(
+            f"weight {value!r}", "a number of at least 0 is required", "give tokens that count"
+        )
+    return weight

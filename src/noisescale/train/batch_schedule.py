@@ -237,10 +237,28 @@ class BatchSizeSchedule:
         if not isinstance(plan, Controller):
             self._check_pieces()
             driven.follow(self._examples_at)
-        elif isinstance(driven, ResizableBatchSampler):
+            return
+        self._check_steps()
+        if isinstance(driven, ResizableBatchSampler):
             driven.set_batch_size(self._in_examples(plan.batch_size), at=driven.position)
         else:
             driven.set_batch_size(self._in_examples(plan.batch_size))
+
+    def _check_steps(self) -> None:
+        sizes = getattr(self._plan, "sizes", None)
+        if sizes is None:
+            return
+        step = sizes.bottom if sizes.powers else sizes.multiple_of
+        self._driven.check_batch_size(self._in_examples(step))
+        if not isinstance(self._driven, ResizableBatchSampler):
+            return
+        most = self._driven.dataset_size * self._per_example
+        if sizes.top > most:
+            raise InvalidInputError(
+                f"a controller of sizes up to {sizes.top:,} {self.unit}",
+                f"larger than the data, which hold {most:,}",
+                f"give sizes=Sizes(largest={most}) or less",
+            )
 
     def _decide(self, controller: Controller) -> None:
         controller.update(self._noise() if callable(self._noise) else self._noise)
@@ -262,6 +280,13 @@ class BatchSizeSchedule:
     def _set_rates(self) -> None:
         if self._optimizer is None or self.coupling == "none":
             return
+        groups = len(self._optimizer.param_groups)
+        if groups != len(self._base_rates):
+            raise InvalidInputError(
+                f"an optimizer with {groups} groups",
+                f"it had {len(self._base_rates)} when the schedule was made",
+                "add groups before making the schedule",
+            )
         factor = self.factor
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             if isinstance(group["lr"], torch.Tensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +42,24 @@ def replicas_here(num_replicas: int | None, rank: int | None) -> tuple[int, int]
             "give both, or neither under torch.distributed",
         )
     return num_replicas, rank
+
+
+@contextlib.contextmanager
+def synchronised(model: Any, now: bool) -> Iterator[None]:
+    """Let a model's gradients be averaged over the replicas in here, or leave that out.
+
+    Args:
+        model: a module, wrapped by DistributedDataParallel or FSDP or sharded by fully_shard.
+        now: whether to average.
+    """
+    if hasattr(model, "set_requires_gradient_sync"):  # fully_shard
+        model.set_requires_gradient_sync(now)
+        yield
+    elif not now and hasattr(model, "no_sync"):  # DistributedDataParallel, FSDP
+        with model.no_sync():
+            yield
+    else:
+        yield
 
 
 def in_process_group() -> bool:
