@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from noisescale.errors import InvalidInputError
+from noisescale.errors import InvalidInputError, MissingExtraError
 from noisescale.formats.recipe_file import RecipeFile, read_recipe
 from noisescale.formats.recipe_writing import recipe_edits, write_recipe
 from noisescale.records import Recipe
@@ -341,6 +341,16 @@ def test_a_quoted_number_becomes_a_number(tmp_path: Path) -> None:
     file = read_recipe(written(tmp_path, "r.yaml", 'lr: "3e-4"  # text\nbatch_size: 8\n'))
     write_recipe(file, {"lr": 6e-5}, tmp_path / "new.yaml")
     assert (tmp_path / "new.yaml").read_text() == "lr: 6.0e-05  # text\nbatch_size: 8\n"
+
+
+def test_writing_toml_without_tomlkit_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    file = sample(tmp_path, "own.toml")
+    with pytest.raises(MissingExtraError, match=r"tomlkit.*noisescale\[formats\]"):
+        write_recipe(file, {"lr": 0.5}, tmp_path / "new.toml")
+    assert write_recipe(sample(tmp_path, "own.json"), {"lr": 0.5}, tmp_path / "n.json").recipe.lr
 
 
 def test_reading_is_light() -> None:
