@@ -222,6 +222,7 @@ def test_adascale_is_the_gain_and_its_clock_adds_up(recipe):
     adam = RULES["adascale"].scale(ADAM, 128, facts)
     ticks = clock_of(RULES["adascale"], ADAM, adam.recipe, facts)
     assert ticks == pytest.approx(adam.factor**2)
+    assert f"counts for {ticks:.4g} of the" in adam.why
 
 
 def test_surge_peaks_at_the_noise_scale():
