@@ -235,6 +235,9 @@ BAD = [
     ({}, {"batch_size": 8, "noise_scale": math.inf}, "noise_scale inf"),
     ({}, {"batch_size": 8, "curvature": 0.0}, "curvature 0"),
     ({"lr": 1e308}, {"batch_size": 2**20}, "lr inf"),
+    ({"total_steps": 10**308}, {"batch_size": 8}, "total_steps: at most"),
+    ({"evaluate_every": 10**308}, {"batch_size": 8}, "evaluate_every: at most"),
+    ({"warmup_steps": 10**308}, {"batch_size": 8}, "warmup_steps: at most"),
 ]  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_functions_of_transformers_are_restated_and_others_are_named():
     [
         lambda o: schedulers.MultiplicativeLR(o, lambda step: 0.9),
         lambda o: schedulers.CyclicLR(o, base_lr=0.1, max_lr=0.2, cycle_momentum=False),
-        lambda o: schedulers.ReduceLROnPlateau(o),
+        schedulers.ReduceLROnPlateau,
     ],
 )
 def test_what_is_not_known_is_named(make):
@@ -251,6 +251,18 @@ def test_subclasses_and_wrappers_are_seen_through():
     inner = Mine(weights(), lr=0.1)
     apply(convert(AcceleratedOptimizer(inner)), AcceleratedOptimizer(inner))
     assert inner.param_groups[0]["lr"] == pytest.approx(0.4)
+
+    scheduler = schedulers.StepLR(inner, step_size=100)
+    wrapper = types.SimpleNamespace(scheduler=scheduler)
+    apply(convert(inner, wrapper), inner, wrapper)
+    assert (scheduler.step_size, scheduler.base_lrs) == (25, [pytest.approx(1.6)])
+
+
+def test_a_scheduler_of_another_make_is_named():
+    optimizer = sgd()
+    found = convert(optimizer, types.SimpleNamespace(get_lr=lambda: 0.1))
+    assert any("where it keeps its rates" in text for text in found.not_converted)
+    apply(found, optimizer, types.SimpleNamespace(get_lr=lambda: 0.1))
 
 
 def test_the_same_batch_changes_nothing():

@@ -20,6 +20,19 @@ _FOREIGN = {
 _TWINS = (("total_steps", "total_examples"), ("warmup_steps", "warmup_examples"))
 
 
+_COUNTS = (
+    "batch_size",
+    "dataset_size",
+    "total_steps",
+    "total_examples",
+    "warmup_steps",
+    "warmup_examples",
+    "evaluate_every",
+)
+LARGEST = 2**63
+"""Largest count taken, above any real one; beyond it products overflow. (assumed)"""
+
+
 def refuse_contradictions(recipe: Recipe, where: str) -> None:
     """Refuse a recipe whose keys contradict each other.
 
@@ -29,8 +42,14 @@ def refuse_contradictions(recipe: Recipe, where: str) -> None:
 
     Raises:
         InvalidInputError: a length in steps and its twin in examples disagree by a step or more,
-            the batch is larger than the data, or the optimizer does not have a key.
+            the batch is larger than the data, or the optimizer does not have a key; or a count
+            is beyond all measure.
     """
+    for name in _COUNTS:
+        if (getattr(recipe, name) or 0) > LARGEST:
+            raise InvalidInputError(
+                f"{where}: {name}", f"at most {LARGEST} is required", f"correct {name}"
+            )
     for steps, examples in _TWINS:
         _refuse_twins(recipe, steps, examples, where)
     for name in _FOREIGN.get(recipe.optimizer, ()):

@@ -12,7 +12,13 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.plan.convert import convert
-from noisescale.plan.live_scheduler import Restated, SchedulerEdits, scheduler_edits, write_rate
+from noisescale.plan.live_scheduler import (
+    Restated,
+    SchedulerEdits,
+    inside,
+    scheduler_edits,
+    write_rate,
+)
 from noisescale.records import Change, Conversion, GroupConversion, LiveConversion, Recipe
 from noisescale.records.recipe import OPTIMIZERS
 
@@ -70,7 +76,7 @@ def convert_live(
     Raises:
         InvalidInputError: no optimizer, an unknown one, or what ``convert`` refuses.
     """
-    real = _unwrapped(optimizer)
+    real, scheduler = _unwrapped(optimizer), inside(scheduler)
     named = kind if kind is not None else _kind_of(real)
     shared: dict[str, Any] = {"batch_size": old_batch_size, "unit": unit}
     if dataset_size is not None:
@@ -109,7 +115,7 @@ def apply(conversion: LiveConversion, optimizer: Any, scheduler: Any = None) -> 
         InvalidInputError: they are others, or have changed since (a conversion applied before
             is such a change): nothing is written then.
     """
-    real = _unwrapped(optimizer)
+    real, scheduler = _unwrapped(optimizer), inside(scheduler)
     groups = _groups(real)
     _refuse_others(conversion, groups, scheduler)
     edits = _scheduler_edits(scheduler, conversion.scheduler_per, conversion.groups)

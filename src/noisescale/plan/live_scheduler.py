@@ -88,6 +88,15 @@ class Restated:
         return max(least, math.floor(count / self.growth + 0.5))
 
 
+def inside(scheduler: Any) -> Any:
+    """Return the scheduler inside one that accelerate and others wrap around it."""
+    for _ in range(8):
+        if hasattr(scheduler, "base_lrs") or not hasattr(scheduler, "scheduler"):
+            break
+        scheduler = scheduler.scheduler
+    return scheduler
+
+
 def scheduler_edits(
     scheduler: Any, restated: Restated, name: str = "", position: int | None = None
 ) -> SchedulerEdits:
@@ -118,6 +127,10 @@ def scheduler_edits(
 
 def _rates(found: SchedulerEdits, scheduler: Any, restated: Restated, name: str) -> None:
     """Scale the rates that the scheduler keeps for itself."""
+    if not hasattr(scheduler, "base_lrs") and not hasattr(scheduler, "min_lrs"):
+        found.left.append(
+            f"{name}: it is not known here where it keeps its rates; if it keeps any, build it anew"
+        )
     for key in ("base_lrs", "max_lrs", "min_lrs", "_last_lr"):
         rates = getattr(scheduler, key, None)
         if isinstance(rates, list) and len(rates) == len(restated.factors):
@@ -206,9 +219,8 @@ def _lambdas(found: SchedulerEdits, scheduler: Any, restated: Restated, name: st
     old: dict[str, int] = {}
     new: dict[str, int] = {}
     for function in scheduler.lr_lambdas:
-        known = isinstance(function, functools.partial) and function.func.__module__.startswith(
-            "transformers."
-        )
+        inner = function.func if isinstance(function, functools.partial) else None
+        known = str(getattr(inner, "__module__", "")).startswith("transformers.")
         keywords = {
             key: restated.steps(value, least=0)
             for key, value in (function.keywords if known else {}).items()
