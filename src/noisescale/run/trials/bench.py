@@ -33,6 +33,7 @@ class SlotPlan:
         places: of the trials among all that were given.
         route: name of how they are stacked; None for a trial by itself.
         width: most trials that the unit may hold.
+        sorts: whether it leaves out zeros of the inputs.
         trial_bytes: memory that each takes.
     """
 
@@ -40,6 +41,7 @@ class SlotPlan:
     route: str | None
     width: int
     trial_bytes: int
+    sorts: bool = False
 
 
 def only(slots: Iterable[SlotPlan], places: Collection[int]) -> list[SlotPlan]:
@@ -156,7 +158,9 @@ class Bench:
         return Slot(
             own,
             trial_bytes=size,
-            make=partial(Stack, route, self.workload, self.feed, evaluator, own),
+            make=partial(
+                Stack, route, self.workload, self.feed, evaluator, own, sorts=planned.sorts
+            ),
             again=partial(self._again, size),
             width=planned.width,
         )
@@ -193,6 +197,7 @@ class Bench:
                     route=route.name,
                     width=choice.width,
                     trial_bytes=size,
+                    sorts=choice.sorts,
                 )
 
     def _choice(

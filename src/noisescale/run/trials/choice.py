@@ -15,7 +15,7 @@ from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.routes import Route
-from noisescale.run.trials.stacked.stack import Stack
+from noisescale.run.trials.stacked.stack import Stack, sortable_columns
 from noisescale.run.trials.units import RunningTrial
 from noisescale.workload import Workload
 
@@ -48,6 +48,7 @@ class Choice:
     Attributes:
         route: how they are stacked; None for one by one.
         width: trials side by side.
+        sorts: whether stacks leave out zeros of the inputs.
         stacked_seconds: per step and trial at that width, with its share of the evaluations, when
             it was measured.
         alone_seconds: the same one by one.
@@ -55,6 +56,7 @@ class Choice:
 
     route: Route | None
     width: int
+    sorts: bool = False
     stacked_seconds: float | None = None
     alone_seconds: float | None = None
 
@@ -88,8 +90,9 @@ def choose(
         if forced:
             raise
         return Choice(route=None, width=1)  # what it could do with a few trials was not enough
+    sorts, stacked = _sorting(workload, plans, route, feed, evaluator, width, stacked)
     if forced:
-        return Choice(route=route, width=width, stacked_seconds=stacked)
+        return Choice(route=route, width=width, sorts=sorts, stacked_seconds=stacked)
     trials = _side_by_side(plans, route, min(width, EVALUATED_TOGETHER))
     stack = Stack(route, workload, feed, evaluator, trials)
     with torch.random.fork_rng():
@@ -101,7 +104,9 @@ def choose(
     stacked += share * together / len(trials)
     alone += share * single
     kept = route if stacked <= TIE * alone else None
-    return Choice(route=kept, width=width, stacked_seconds=stacked, alone_seconds=alone)
+    return Choice(
+        route=kept, width=width, sorts=sorts, stacked_seconds=stacked, alone_seconds=alone
+    )
 
 
 def alone_seconds(workload: Workload, plan: TrialPlan) -> float:
@@ -150,6 +155,27 @@ def _best_width(
         if seconds > WORSE * best or 2 * width * seconds > LONGEST_STEP:
             break
     return best_width, best
+
+
+def _sorting(
+    workload: Workload,
+    plans: Sequence[TrialPlan],
+    route: Route,
+    feed: Feed,
+    evaluator: TrialEvaluator,
+    width: int,
+    seconds: float,
+) -> tuple[bool, float]:
+    """Return whether leaving out zeros is faster, and the seconds of the faster way."""
+    if sortable_columns(route.make(evaluator)[0], feed) is None:
+        return False, seconds
+    stacks = [
+        Stack(route, workload, feed, evaluator, _side_by_side(plans, route, width), sorts=sorts)
+        for sorts in (False, True)
+    ]
+    with torch.no_grad():
+        plain, sorted_ = fastest(*(stack.step for stack in stacks))
+    return (True, sorted_ / width) if sorted_ < TIE * plain else (False, seconds)
 
 
 def _side_by_side(plans: Sequence[TrialPlan], route: Route, most: int) -> list[RunningTrial]:

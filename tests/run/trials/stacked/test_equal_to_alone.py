@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from noisescale.records.trial import TrialPlan
 from noisescale.run.trials.alone import LoneTrial
 from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
+from noisescale.run.trials.stacked.columns import Columns
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.routes import Route, sound_routes
 from noisescale.run.trials.stacked.stack import Stack
@@ -59,19 +61,21 @@ def routes(workload: Workload, plan: TrialPlan) -> dict[str, Route]:
     return {route.name: route for route in sound_routes(workload, plan)}
 
 
-def stack_of(workload: Workload, route: Route, chosen: list[TrialPlan]) -> Stack:
+def stack_of(
+    workload: Workload, route: Route, chosen: list[TrialPlan], *, sorts: bool = False
+) -> Stack:
     cpu = torch.device("cpu")
     trials = [
         RunningTrial(plan=plan, place=i, passages=Passages(plan)) for i, plan in enumerate(chosen)
     ]
     evaluator = TrialEvaluator(workload, cpu, quantities(chosen[0]))
-    return Stack(route, workload, Feed(workload, cpu), evaluator, trials)
+    return Stack(route, workload, Feed(workload, cpu), evaluator, trials, sorts=sorts)
 
 
 def worst_difference(workload: Workload, stack: Stack, steps: int) -> float:
     """Largest difference of weights and values from trials trained by themselves."""
     worst = 0.0
-    values = stack._appraiser.values(stack.weights)
+    values = stack.values()
     for i, trial in enumerate(stack.trials):
         with torch.random.fork_rng():
             torch.manual_seed(trial.plan.seed)
@@ -162,3 +166,57 @@ def test_joined_stacks_go_on_as_before(optimizer: str) -> None:
             one.step()
     assert len(one.trials) == len(chosen)
     assert worst_difference(workload, one, 20) < TOLERANCE
+
+
+def black_at_the_edges() -> Workload:
+    """Inputs of which most are zero, in columns that lie anywhere."""
+    workload = small_workload()
+    generator = torch.Generator().manual_seed(7)
+    columns = torch.randperm(72, generator=generator)
+
+    def blackened(data: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, labels = data
+        used = 4 + (60 * torch.rand(len(inputs), 1, generator=generator) ** 2).long()
+        seen = torch.empty(len(inputs), 72, dtype=torch.bool)
+        seen[:, columns] = torch.arange(72) < used
+        return inputs * seen.view_as(inputs), labels
+
+    return dataclasses.replace(
+        workload, train=blackened(workload.train), evaluate=blackened(workload.evaluate)
+    )
+
+
+@pytest.mark.parametrize("piece", [64, 5])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_zeros_of_the_inputs_are_left_out(
+    optimizer: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisescale.run.trials.stacked.columns.PIECE", piece)
+    workload = black_at_the_edges()
+    chosen = plans(**OPTIMIZERS[optimizer])
+    route = routes(workload, chosen[0])["products"]
+    stack = stack_of(workload, route, chosen, sorts=True)
+    assert stack._columns is not None
+    assert worst_difference(workload, trained(stack), STEPS) < TOLERANCE
+
+
+def test_sorted_stacks_join_sorted_ones_only() -> None:
+    workload = black_at_the_edges()
+    chosen = plans(seeds=(0, 1), optimizer="adam")
+    route = routes(workload, chosen[0])["products"]
+    one, other = (stack_of(workload, route, chosen[i::2], sorts=True) for i in (0, 1))
+    assert not one.may_join(stack_of(workload, route, chosen[1::2]))
+    with torch.no_grad():
+        one.step(), other.step()
+        one.join(other)
+        one.step()
+    assert worst_difference(workload, one, 2) < TOLERANCE
+
+
+def test_inputs_that_are_hardly_zero_are_left_as_they_are() -> None:
+    workload = small_workload()
+    chosen = plans()
+    route = routes(workload, chosen[0])["products"]
+    assert stack_of(workload, route, chosen, sorts=True)._columns is None
+    assert Columns.of(torch.zeros(3, 4)) is not None
+    assert Columns.of(torch.ones(3, 4)) is None

@@ -53,6 +53,9 @@ class Appraiser:
         evaluator: knows the quantities and holds the evaluation data.
         anatomy: of the model.
         network: gives outputs.
+
+    Attributes:
+        place: where each column of the first weights lies; None where it belongs.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Appraiser:
         self._anatomy, self._network = anatomy, network
         self._labels: dict[str, int | None] = {}
         self._picked = torch.empty(0)
+        self.place: Tensor | None = None
 
     def values(self, weights: Sequence[Tensor]) -> Values:
         """Evaluate trials; ``weights`` holds per parameter (trials, ...)."""
@@ -97,6 +101,8 @@ class Appraiser:
 
     def _sorted(self, weights: Sequence[Tensor], columns: Tensor | None) -> Sequence[Tensor]:
         first = self._network.multiplies
+        if self.place is not None:
+            columns = self.place if columns is None else self.place.index_select(0, columns)
         if first is None or columns is None:
             return weights
         weight = weights[first].flatten(0, 1)  # torch picks columns of matrices fastest

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.run.trials.stacked.anatomy import Anatomy
+from noisescale.run.trials.stacked.columns import Pieces
 from noisescale.run.trials.stacked.groups import Groups
 from noisescale.run.trials.stacked.heads import Head
 from noisescale.run.trials.stacked.shelf import columns
@@ -118,13 +119,20 @@ class DenseNetwork:
         self._affines, self.head, self.input = affines, head, input
         self.multiplies: int | None = affines[0].weight
 
-    def step(self, update: Update, leaves: Sequence[Tensor], groups: Groups) -> None:
+    def step(
+        self,
+        update: Update,
+        leaves: Sequence[Tensor],
+        groups: Groups,
+        pieces: Pieces | None = None,
+    ) -> None:
         """Hand the gradients of all trials to their update.
 
         Args:
             update: holds the weights.
             leaves: the batch's tensors, shape (groups, examples, ...).
             groups: which trials see which batch.
+            pieces: of each group's batch, which columns they use; they are in the weights' order.
         """
         weights = update.weights.parts
         inputs = leaves[self.input].flatten(2)
@@ -133,8 +141,10 @@ class DenseNetwork:
         for affine in self._affines:
             if after:
                 before.append(_apply(affine, weights, after[-1]))
-            else:
+            elif pieces is None:
                 before.append(self._first(weights, inputs, groups))
+            else:
+                before.append(self._first_pieces(weights, inputs, groups, pieces))
             after.append(_activate(affine, before[-1]))
         slope = self.head.slope(after[-1], leaves, groups)
         if update.scale is not None:
@@ -143,6 +153,9 @@ class DenseNetwork:
             affine = self._affines[depth]
             if affine.then is not None:
                 slope = affine.then.backward(slope, before[depth], after[depth])
+            if depth == 0 and pieces is not None:
+                self._hand_over_pieces(update, slope, inputs, groups, pieces)
+                continue
             if depth == 0:
                 self._hand_over_first(update, slope, inputs, groups)
                 continue
@@ -184,6 +197,39 @@ class DenseNetwork:
             for rows, x in zip(groups.rows, inputs, strict=True)
         ]
         return torch.cat(parts)
+
+    def _first_pieces(
+        self, weights: Sequence[Tensor], inputs: Tensor, groups: Groups, pieces: Pieces
+    ) -> Tensor:
+        affine = self._affines[0]
+        weight = weights[affine.weight]
+        trials, hidden, features = weight.shape
+        examples = inputs.shape[1]
+        out = weight.new_empty(trials, hidden, examples)
+        for rows, x, own in zip(groups.rows, inputs, pieces, strict=True):
+            w, z = weight[rows].view(-1, features), out[rows].view(-1, examples)
+            bias = None if affine.bias is None else weights[affine.bias][rows].reshape(-1, 1)
+            for piece in own:
+                left, right = w[:, : piece.columns], x[piece.examples, : piece.columns].T
+                if bias is None:
+                    torch.mm(left, right, out=z[:, piece.examples])
+                else:
+                    torch.addmm(bias, left, right, out=z[:, piece.examples])
+        return out
+
+    def _hand_over_pieces(
+        self, update: Update, slope: Tensor, inputs: Tensor, groups: Groups, pieces: Pieces
+    ) -> None:
+        affine = self._affines[0]
+        if affine.bias is not None:
+            update.value(affine.bias, slope.sum(2))
+        examples = slope.shape[2]
+        for rows, x, own in zip(groups.rows, inputs, pieces, strict=True):
+            flat = slope[rows].reshape(-1, examples)
+            products = [
+                (flat[:, piece.examples], x[piece.examples, : piece.columns]) for piece in own
+            ]
+            update.columns(affine.weight, rows, products)
 
     def _hand_over_first(
         self, update: Update, slope: Tensor, inputs: Tensor, groups: Groups

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from noisescale.measure.batches import EpochBatches, move, take
+from noisescale.run.trials.stacked.columns import Columns
 from noisescale.workload import Workload
 
 
@@ -24,12 +25,25 @@ class Feed:
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self._workload, self._device = workload, device
+        self._columns: dict[int, Columns | None] = {}
         data = workload.train
         parts = data if isinstance(data, tuple | list) else (data,)
         self._parts: list[Tensor] | None = None
         if all(isinstance(part, Tensor | np.ndarray) for part in parts):
             # collate is for datasets that are not tensors: take() leaves it aside here as well
             self._parts = [torch.as_tensor(part).to(device) for part in parts]
+
+    def columns(self, place: int) -> Columns | None:
+        """Return how often the columns of an input are used, if that leaves much out.
+
+        Args:
+            place: of the input among a batch's tensors.
+        """
+        if place not in self._columns:
+            inputs = None if self._parts is None else self._parts[place]
+            found = None if inputs is None or inputs.dim() < 2 else Columns.of(inputs)
+            self._columns[place] = found
+        return self._columns[place]
 
     def leaves(self, indices: Sequence[Tensor]) -> list[Tensor]:
         """Return the tensors of a batch of each order, shape (orders, examples, ...).

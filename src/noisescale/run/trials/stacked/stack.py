@@ -13,11 +13,13 @@ from noisescale.records.trial import TrialPlan
 from noisescale.run.dry_run import fresh_model
 from noisescale.run.trials.passages import quantities
 from noisescale.run.trials.quantities import TrialEvaluator
-from noisescale.run.trials.stacked.appraisal import Values
+from noisescale.run.trials.stacked.appraisal import Appraiser, Values
+from noisescale.run.trials.stacked.columns import Columns
+from noisescale.run.trials.stacked.dense import DenseNetwork
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.groups import Groups
 from noisescale.run.trials.stacked.optimizers import make_update, update_kind
-from noisescale.run.trials.stacked.routes import Route
+from noisescale.run.trials.stacked.routes import Network, Route
 from noisescale.run.trials.stacked.shelf import Shelf
 from noisescale.run.trials.units import RunningTrial, ShouldStop
 from noisescale.workload import Workload
@@ -36,6 +38,7 @@ class Stack:
         feed: makes batches.
         evaluator: holds the evaluation data.
         trials: none of them begun.
+        sorts: leave out zeros of the inputs, if the route can.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Stack:
         feed: Feed,
         evaluator: TrialEvaluator,
         trials: Sequence[RunningTrial],
+        *,
+        sorts: bool = False,
     ) -> None:
         self.route, self._feed = route, feed
         self.trials = sorted(trials, key=lambda trial: trial.plan.order_seed)
@@ -55,6 +60,11 @@ class Stack:
         recipes = [trial.plan.recipe for trial in self.trials]
         self._batch_size = recipes[0].batch_size
         weights = initial_weights(workload, [trial.plan.seed for trial in self.trials])
+        self._columns = sortable_columns(self._network, feed) if sorts else None
+        if self._columns is not None:
+            weights = self._exchanged(weights.parts, self._columns.order)
+            assert isinstance(self._appraiser, Appraiser)
+            self._appraiser.place = self._columns.place
         self._update = make_update(weights, recipes)
         self._orders: dict[int, EpochBatches] = {}
         self._regroup()
@@ -67,7 +77,8 @@ class Stack:
     @property
     def weights(self) -> list[Tensor]:
         """Per parameter, shape (trials, ...)."""
-        return self._update.weights.parts
+        parts = self._update.weights.parts
+        return parts if self._columns is None else self._exchanged(parts, self._columns.place).parts
 
     def advance(self, should_stop: ShouldStop | None = None) -> None:
         """Train to the next evaluation and evaluate the trials whose turn it is."""
@@ -91,9 +102,27 @@ class Stack:
         """Take one optimizer step of every trial."""
         indices = [next(self._orders[seed]) for seed in self._groups.orders]
         self._update.begin(self.steps)
-        self._network.step(self._update, self._feed.leaves(indices), self._groups)
+        if self._columns is None:
+            self._network.step(self._update, self._feed.leaves(indices), self._groups)
+        else:
+            self._sorted_step(indices, self._columns)
         self._update.finish()
         self.steps += 1
+
+    def _sorted_step(self, indices: Sequence[Tensor], columns: Columns) -> None:
+        assert isinstance(self._network, DenseNetwork)
+        arranged = [columns.arranged(each) for each in indices]
+        leaves = self._feed.leaves([order for order, _ in arranged])
+        inputs = leaves[self._network.input].flatten(2)
+        leaves[self._network.input] = inputs.index_select(2, columns.order)
+        pieces = [own for _, own in arranged]
+        self._network.step(self._update, leaves, self._groups, pieces)
+
+    def _exchanged(self, parts: Sequence[Tensor], order: Tensor) -> Shelf:
+        """Return weights whose first matrices have their columns in another order."""
+        assert isinstance(self._network, DenseNetwork)
+        j = self._network.multiplies
+        return Shelf([p.index_select(2, order) if i == j else p for i, p in enumerate(parts)])
 
     def drop_ended(self) -> list[RunningTrial]:
         """Compact the trials that have ended away, and return them."""
@@ -111,6 +140,7 @@ class Stack:
         orders = {trial.plan.order_seed for trial in self.trials + other.trials}
         alike = stack_kind(self.trials[0].plan) == stack_kind(other.trials[0].plan)
         fit = self.route.joins_orders or len(orders) == 1
+        fit = fit and (self._columns is None) == (other._columns is None)
         return alike and fit and self.route is other.route and self.steps == other.steps
 
     def join(self, other: Stack) -> None:
@@ -125,7 +155,7 @@ class Stack:
 
     def values(self) -> Values:
         """Evaluate every trial."""
-        return self._appraiser.values(self.weights)
+        return self._appraiser.values(self._update.weights.parts)
 
     def _evaluate(self) -> None:
         rows = [i for i, t in enumerate(self.trials) if t.passages.next_step <= self.steps]
@@ -133,7 +163,9 @@ class Stack:
             found = self.values()
         else:
             picked = torch.tensor(rows)
-            found = self._appraiser.values([w.index_select(0, picked) for w in self.weights])
+            found = self._appraiser.values(
+                [w.index_select(0, picked) for w in self._update.weights.parts]
+            )
         for i, (values, loss) in zip(rows, found, strict=True):
             self.trials[i].passages.note(self.steps, values, loss)
 
@@ -142,6 +174,11 @@ class Stack:
         for seed in self._groups.orders:
             if seed not in self._orders:
                 self._orders[seed] = self._feed.order(self._batch_size, seed)
+
+
+def sortable_columns(network: Network, feed: Feed) -> Columns | None:
+    """Return how often inputs are used where a network can leave out the others."""
+    return feed.columns(network.input) if isinstance(network, DenseNetwork) else None
 
 
 def stack_kind(plan: TrialPlan) -> tuple[object, ...]:

@@ -53,6 +53,17 @@ class Update(ABC):
         """
 
     @abstractmethod
+    def columns(self, j: int, rows: slice, products: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take the gradient of matrix ``j`` of some trials as a sum of products.
+
+        Args:
+            j: place of the parameter.
+            rows: which trials.
+            products: each ``left`` of shape (trials x outputs, examples) and ``right`` of shape
+                (examples, first columns); the gradient is zero in the columns after these.
+        """
+
+    @abstractmethod
     def value(self, j: int, gradient: Tensor) -> None:
         """Take the gradient of parameter ``j`` of all trials, shape (trials, ...)."""
 
@@ -117,6 +128,13 @@ class FusedDescent(Update):
         else:
             target.baddbmm_(left, right, beta=kept, alpha=self._alpha)
 
+    def columns(self, j: int, rows: slice, products: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """See :meth:`Update.columns`."""
+        target, kept = self._target(j, rows)
+        if kept != 1.0:
+            target.mul_(kept)
+        add_products(target, products, alpha=self._alpha)
+
     def value(self, j: int, gradient: Tensor) -> None:
         """See :meth:`Update.value`."""
         target, kept = self._target(j, slice(None))
@@ -171,6 +189,11 @@ class GradientUpdate(Update):
         shape = (len(left), left.shape[1], right.shape[2])
         torch.bmm(left, right, out=self._gradients.parts[j][rows].view(shape))
 
+    def columns(self, j: int, rows: slice, products: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """See :meth:`Update.columns`."""
+        gradient = self._gradients.parts[j][rows]
+        add_products(gradient.zero_(), products, alpha=1.0)
+
     def value(self, j: int, gradient: Tensor) -> None:
         """See :meth:`Update.value`."""
         self._gradients.parts[j].copy_(gradient)
@@ -220,3 +243,12 @@ class GradientUpdate(Update):
 def piece(shelf: Shelf, j: int | None) -> Tensor:
     """Return part ``j`` of a shelf, or all of it."""
     return shelf.flat if j is None else shelf.parts[j]
+
+
+def add_products(
+    target: Tensor, products: Sequence[tuple[Tensor, Tensor]], *, alpha: float
+) -> None:
+    """Add products to the first columns of matrices that lie below each other."""
+    flat = target.view(-1, target.shape[-1])
+    for left, right in products:
+        flat[:, : right.shape[1]].addmm_(left, right, alpha=alpha)
