@@ -32,6 +32,7 @@ PAGES = (
     "workloads",
     "command-line",
     "sweep",
+    "audit",
     "large-batch-optimizers",
     "convert",
     "batch-schedules-in-your-loop",
