@@ -195,6 +195,24 @@ def test_groups_with_different_rates_are_all_scaled():
     assert LiveConversion.from_json(found.to_json()) == found
 
 
+def test_factors_that_differ_are_warned_of_and_rounding_is_no_difference():
+    def groups(*rates: float) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            [{"params": [w], "lr": r} for w, r in zip(weights(len(rates)), rates, strict=True)]
+        )
+
+    alike = groups(0.1, 0.3, 0.7, 1e-3, 1 / 3, 1e-7, 0.11, 0.13, 0.17)
+    scheduler = schedulers.CosineAnnealingLR(alike, T_max=100, eta_min=1e-3)
+    found = convert(alike, scheduler, old=3, new=7 * 10**6)
+    assert not any("different factors" in text for text in found.warnings)
+    assert found.not_converted == ()
+    capped = groups(0.001, 1.0)
+    scheduler = schedulers.CosineAnnealingLR(capped, T_max=100, eta_min=1e-3)
+    found = convert(capped, scheduler, noise_scale=1e4, curvature=4.0)
+    assert any("different factors" in text for text in found.warnings)
+    assert "eta_min 0.001 holds for all groups" in found.not_converted[0]
+
+
 def test_adam_with_tensors_for_rate_and_betas():
     optimizer = torch.optim.Adam(weights(), lr=torch.tensor(1e-3, dtype=torch.float64))
     held = optimizer.param_groups[0]["lr"]

@@ -16,6 +16,7 @@ from noisescale.plan.live_scheduler import (
     Restated,
     SchedulerEdits,
     inside,
+    one_factor,
     scheduler_edits,
     write_rate,
 )
@@ -273,8 +274,8 @@ def _warnings(
             "a scheduler drives this optimizer and was not given: it would write its old rates"
             " again; give scheduler="
         )
-    factors = {round(g.conversion.recipe.lr / g.conversion.original.lr, 12) for g in groups}
-    if len(factors) > 1:
+    factors = [g.conversion.recipe.lr / g.conversion.original.lr for g in groups]
+    if not one_factor(factors):
         found.append(
             "the rates of the parameter groups change by different factors, "
             f"{min(factors):.3g} to {max(factors):.3g}: their ratios are no longer yours"

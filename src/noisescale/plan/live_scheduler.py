@@ -139,7 +139,7 @@ def _rates(found: SchedulerEdits, scheduler: Any, restated: Restated, name: str)
     low = getattr(scheduler, "eta_min", 0)
     if not low:
         return
-    if len(set(restated.factors)) == 1:
+    if one_factor(restated.factors):
         _set(found, scheduler, "eta_min", low * restated.factors[0], name, "follows the rate")
     else:
         found.left.append(
@@ -305,6 +305,11 @@ def _write_rates(scheduler: Any, rates: Sequence[Any]) -> None:
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         write_rate(group, "lr", float(rate))
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def one_factor(factors: Sequence[float]) -> bool:
+    """Whether all rates change alike; factors found by division differ in their last digits."""
+    return math.isclose(min(factors), max(factors), rel_tol=1e-9)
 
 
 def write_rate(group: dict[str, Any], key: str, value: float) -> None:
