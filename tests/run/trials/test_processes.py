@@ -287,6 +287,20 @@ def test_processes_that_die_while_loading_are_given_up(monkeypatch: pytest.Monke
     assert told(results) == told(alone(given))
 
 
+def test_much_data_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisescale.run.trials.processes.pool.LARGEST", 1000)
+    with TrialProcesses(WORKLOAD) as made:
+        assert not made.start(2)
+        assert "copied" in made.refused
+
+
+def test_no_interpreter_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with TrialProcesses(WORKLOAD) as made:
+        assert not made.start(2)
+        assert "no process can be started" in made.refused
+
+
 def test_short_training_is_not_worth_a_start() -> None:
     with TrialProcesses(WORKLOAD) as made:
         train_trials(WORKLOAD, chosen(max_steps=5), workers=2, processes=made)

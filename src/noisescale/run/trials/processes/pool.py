@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from typing import IO, Any, Self
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from noisescale.run.trials.bench import Bench
 from noisescale.run.trials.processes.likeness import alike, likeness
@@ -28,6 +29,9 @@ WORTH_WAITING = 10.0
 
 LOADING_SECONDS = 120.0
 """What processes get to load before threads train instead. (assumed)"""
+
+LARGEST = 4 << 30
+"""Bytes of data that are copied for processes to map. (assumed: seconds of writing)"""
 
 START_TRIES = 10
 """Processes that may die while loading before no more is started. (assumed)"""
@@ -165,13 +169,18 @@ class TrialProcesses:
             self._refuse(f"{self._deaths} processes died while loading")
         package = None if self.refused else self._packed()
         if package is not None and self._nursery is None:
-            self._nursery = Nursery(package.fileno())
+            try:
+                self._nursery = Nursery(package.fileno())
+            except OSError as problem:
+                self._refuse(f"no process can be started: {problem}")
         return None if self.refused else self._nursery
 
     def _packed(self) -> IO[bytes] | None:
         """Return the file that holds the workload, whose tensors all processes map."""
         if sys.platform != "linux" or self.bench.device.type != "cpu":
             self._refuse("processes need Linux and a model on the CPU")
+        elif _data_bytes(self.workload) > LARGEST:
+            self._refuse(f"more than {LARGEST >> 30} GB of data would be copied to a file")
         elif self._package is None:
             package = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
             settings = (torch.get_default_dtype(), torch.get_float32_matmul_precision())
@@ -184,3 +193,9 @@ class TrialProcesses:
                 package.close()
                 self._refuse(f"workload {self.workload.name!r} cannot be sent: {problem}")
         return self._package
+
+
+def _data_bytes(workload: Workload) -> int:
+    """Return the bytes of tensors and arrays; datasets are not looked into."""
+    leaves = tree_leaves((workload.train, workload.evaluate))
+    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in leaves)
