@@ -279,9 +279,56 @@ def test_epochs_set_by_a_host_are_those_it_goes_through():
 
 def test_an_epoch_of_which_nothing_is_counted_is_refused_rather_than_repeated():
     sampler = ResizableBatchSampler(20, batch_size=4)
-    assert len(list(sampler)) == 5
+    for _ in range(2):
+        assert len(list(sampler)) == 5
     with pytest.raises(InvalidInputError, match=r"call BatchSizeSchedule\.step\(\)"):
         list(sampler)
+    sampler = ResizableBatchSampler(100, batch_size=1)
+    assert len(list(sampler)) == 100
+    with pytest.raises(InvalidInputError, match="no batch was counted"):
+        list(sampler)
+
+
+def test_a_glance_at_a_loader_that_draws_all_ahead_changes_nothing():
+    data = TensorDataset(torch.arange(12))
+    sampler = ResizableBatchSampler(data, batch_size=4)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=1, prefetch_factor=8)
+    first = next(iter(loader))[0].tolist()
+    found = []
+    for (rows,) in loader:
+        found.append(rows.tolist())
+        sampler.advance()
+    assert found[0] == first
+    assert sorted(itertools.chain(*found)) == list(range(12))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_that_counts_every_second_batch_is_told(workers):
+    sampler = ResizableBatchSampler(TensorDataset(torch.arange(200)), batch_size=2)
+    loader = DataLoader(
+        TensorDataset(torch.arange(200)), batch_sampler=sampler, num_workers=workers
+    )
+    batches = enumerate(loader)
+
+    def count_every_second():
+        for number, _ in batches:
+            if number % 2:
+                sampler.advance()
+
+    with pytest.raises(InvalidInputError, match="5 batches counted and 5 not"):
+        count_every_second()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_may_leave_out_a_few_batches(workers):
+    sampler = ResizableBatchSampler(TensorDataset(torch.arange(200)), batch_size=2)
+    loader = DataLoader(
+        TensorDataset(torch.arange(200)), batch_sampler=sampler, num_workers=workers
+    )
+    for number, _ in enumerate(loader):
+        if number % 10 != 5:
+            sampler.advance()
+    assert sampler.position == 180
 
 
 def test_uneven_shares_are_refused_or_weighed():

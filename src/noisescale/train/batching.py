@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
@@ -19,6 +18,7 @@ from noisescale.train.global_batch import (
     share,
     step_through,
 )
+from noisescale.train.loader_pass import LoaderPass
 from noisescale.train.replicas import replicas_here
 from noisescale.train.shuffling import order_of
 from noisescale.train.size_steps import SizeSteps
@@ -109,9 +109,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         )
         self._taken = START
         self._orders: dict[int, torch.Tensor] = {}
-        self._began: Place | None = None
-        self._ended, self._advanced = False, 0
-        self._forget_pass()
+        self._pass = LoaderPass(START)
 
     @property
     def position(self) -> int:
@@ -163,7 +161,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self._allowed(size)
 
     def set_batch_size(self, size: int, *, at: int | None = None) -> None:
-        """Change the global batch size from a defined position on.
+        """Change the global batch size from a defined position on; on all replicas alike.
 
         Args:
             size: examples per batch over all replicas.
@@ -177,10 +175,10 @@ class ResizableBatchSampler(Sampler[list[int]]):
         steps = self._steps_of_its_own()
         size = self._allowed(size)
         start = self._after(self.lead) if at is None else whole("at", at, least=0)
-        if start < self._settled:
+        if start < self._pass.settled:
             raise InvalidInputError(
                 f"batch_size {size} from position {start} on",
-                f"batches that begin below {self._settled} are drawn already",
+                f"batches that begin below {self._pass.settled} are drawn already",
                 "give lead=num_workers * prefetch_factor, or a later position",
             )
         steps.change(size, start)
@@ -195,7 +193,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
             InvalidInputError: a micro-batch is set, or batches are drawn already.
         """
         self._refuse_micro_batches()
-        if self._drawn:
+        if self._pass.drawn:
             raise InvalidInputError(
                 "a schedule for a sampler in use",
                 "sizes must be known before batches are drawn",
@@ -211,7 +209,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
         """
         if whole("epoch", epoch, least=0) != self.epoch:
             self._taken = self._taken._replace(epoch=epoch, offset=0)
-            self._forget_pass()
+            self._pass = LoaderPass(self._taken)
 
     def advance(self) -> GlobalBatch:
         """Count the batch that the loop has as trained on.
@@ -220,17 +218,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
             Where it began, where it ended and its global size.
 
         Raises:
-            InvalidInputError: no batch was drawn that is not counted yet.
+            InvalidInputError: no batch was drawn that is not counted yet, or it is not called
+                for every batch.
         """
-        if not self._drawn:
-            raise InvalidInputError(
-                "advance() without a batch",
-                "it counts one batch of this sampler's loader",
-                "call it once per optimizer step, inside the loop over the loader",
-            )
-        batch = self._drawn.popleft()
+        batch = self._pass.count()
         self._taken = batch.stop
-        self._advanced += 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -261,41 +253,28 @@ class ResizableBatchSampler(Sampler[list[int]]):
             self._sizes = SizeSteps.from_saved(state["sizes"])
             self._allowed(self._sizes.at(place.position))
         self._taken = place
-        self._forget_pass()
+        self._pass = LoaderPass(place)
 
     def __len__(self) -> int:
         """Batches of the iteration at hand, or of the next one, by the sizes known now."""
-        over = self._began is None or (self._ended and not self._drawn)
-        return sum(1 for _ in self._walk(self._taken if over else self._began or START))
+        place = self._taken if self._pass.is_over else self._pass.began
+        return sum(1 for _ in self._walk(place))
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this replica's indices, batch by batch, to the end of the epoch."""
-        self._begin_pass()
-        drawn = self._drawn
-        for batch in self._walk(self._taken):
-            indices = self._indices(batch)
-            drawn.append(batch)
-            if drawn is self._drawn:
-                self._settled = batch.start.position + 1
-            yield indices
-        self._ended = drawn is self._drawn
-
-    def _begin_pass(self) -> None:
-        if self._ended and not self._advanced:
+        if self._pass.was_in_vain:
             raise InvalidInputError(
                 "an epoch of which no batch was counted",
                 "the sampler must be told what was trained on",
                 "call BatchSizeSchedule.step() or sampler.advance() after every optimizer step",
             )
-        self._forget_pass()
-        self._began = self._taken
-
-    def _forget_pass(self) -> None:
-        """Draw again what was drawn and not counted."""
-        # A new queue rather than a cleared one: an iterator of before fills its own.
-        self._drawn: deque[GlobalBatch] = deque()
-        self._began, self._ended, self._advanced = None, False, 0
-        self._settled = self._taken.position
+        # What was drawn and not counted is drawn again. An iterator of before has its own pass.
+        drawing = self._pass = LoaderPass(self._taken, self._pass)
+        for batch in self._walk(self._taken):
+            indices = self._indices(batch)
+            drawing.draw(batch)
+            yield indices
+        drawing.ended = True
 
     def _walk(self, place: Place) -> Iterator[GlobalBatch]:
         """Yield the batches from a place to the end of its epoch."""
@@ -313,7 +292,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         return step_through(place, size, self.dataset_size, self.last)
 
     def _coming(self) -> GlobalBatch:
-        return self._drawn[0] if self._drawn else next(self._walk(self._taken))
+        drawn = self._pass.drawn
+        return drawn[0] if drawn else next(self._walk(self._taken))
 
     def _after(self, batches: int) -> int:
         """Position where the batch begins that comes so many after what was trained on."""
@@ -334,11 +314,12 @@ class ResizableBatchSampler(Sampler[list[int]]):
         require_shares(batch.size, self.num_replicas, uneven=self._uneven)
         begin = batch.start.offset
         rest = self.dataset_size - begin
-        own = self._order(batch.start.epoch)[begin + first : begin + min(stop, rest)].tolist()
+        order = self._order(batch.start.epoch)
+        own: list[int] = order[begin + first : begin + min(stop, rest)].tolist()
         if stop > rest:
             following = self._order(batch.start.epoch + 1)
             own += following[max(first - rest, 0) : stop - rest].tolist()
-        return [int(index) for index in own]
+        return own
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch not in self._orders:
