@@ -137,12 +137,12 @@ def _warnings_of_the_same(recipe: Recipe) -> tuple[str, ...]:
 def _summary(recipe: Recipe, restated: Restatement) -> str:
     old, new = recipe.batch_size, restated.recipe.batch_size
     turn = "grows" if new > old else "shrinks"
+    rate = f"goes from {recipe.lr:.6g} to {restated.recipe.lr:.6g}"
+    if restated.recipe.lr == recipe.lr:
+        rate = f"stays {recipe.lr:.6g}"
     return (
-        f"The global batch {turn} from {old:,} to {new:,} {recipe.unit}"
-        f" ({_times(old, new)}); the rate goes from {recipe.lr:.6g} to {restated.recipe.lr:.6g}"
-        if restated.recipe.lr != recipe.lr
-        else f"The global batch {turn} from {old:,} to {new:,} {recipe.unit} ({_times(old, new)});"
-        f" the rate stays {recipe.lr:.6g}"
+        f"The global batch {turn} from {old:,} to {new:,} {recipe.unit} ({_times(old, new)});"
+        f" the rate {rate}"
     )
 
 
