@@ -170,13 +170,19 @@ def in_a_process(folder, arguments, until=UPDATES, kill=(None, None)):
     Training(folder, **arguments).run(until, kill)
 
 
-def flushed_gradient(rank, world, folder):
+def flushed_gradient(rank, world, folder, kind):
     """Accumulate over data that end inside a batch, as one of several processes."""
     torch.set_num_threads(1)
     group_of(rank, world, folder, "flush")
     rows, labels, _ = some_data()[:24]
     torch.manual_seed(0)
-    model = DistributedDataParallel(nn.Linear(6, 3))
+    model = nn.Linear(6, 3)
+    if kind == "sharded":
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model)
+    else:
+        model = DistributedDataParallel(model)
     window = GradientAccumulation(model, micro_batch_size=4, batch_size=16 * world)
     parts = list(zip(rows.split(4), labels.split(4), strict=True))[rank::world]
     for inputs, targets in window.over(parts):
@@ -184,8 +190,10 @@ def flushed_gradient(rank, world, folder):
             loss = F.cross_entropy(model(inputs), targets) * weight
             loss.backward()
         assert window.is_update == (inputs is parts[-1][0])
+    gradient = next(model.parameters()).grad
+    gradient = gradient.full_tensor() if kind == "sharded" else gradient
     if rank == 0:
-        torch.save((window.position, model.module.weight.grad), Path(folder) / "gradient.pt")
+        torch.save((window.position, gradient), Path(folder) / "gradient.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 

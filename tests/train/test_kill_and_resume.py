@@ -106,8 +106,9 @@ def test_a_sampler_resumed_by_two_processes(undisturbed, tmp_path):
     assert Training(tmp_path).run().sequence == undisturbed["sampler"][2]
 
 
-def test_two_processes_flush_a_batch_that_the_data_cut_short(tmp_path):
-    replicas = [(rank, 2, tmp_path) for rank in range(2)]
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_flush_a_batch_that_the_data_cut_short(kind, tmp_path):
+    replicas = [(rank, 2, tmp_path, kind) for rank in range(2)]
     assert in_processes(killed_training.flushed_gradient, *replicas) == [0, 0]
     position, gradient = torch.load(tmp_path / "gradient.pt", weights_only=True)
     rows, labels, _ = killed_training.some_data()[:24]
