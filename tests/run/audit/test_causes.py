@@ -611,3 +611,18 @@ def test_autocast_has_its_own_floor():
     assert alone(workload(loss=loss), micro=1).verdict == "same"
     found = alone(workload(loss=loss), micro=10)
     assert kinds(found) == {"partial_window"}
+
+
+def test_complex_parameters_are_compared_too():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Linear(WIDTH, CLASSES)
+            self.turn = nn.Parameter(torch.randn(CLASSES, CLASSES, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (self.inside(x).to(torch.complex64) @ self.turn).abs()
+
+    assert alone(workload(model=Complex)).verdict == "same"
+    found = alone(workload(model=Complex, loss=lambda m, b: cross_entropy(m, b) * len(b[0])))
+    assert kinds(found) == {"sum"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from noisescale import InvalidInputError
-from noisescale.run.audit import audit
+from noisescale.run.audit import audit, replicas
 from run.audit.defects import cause, kinds, workload
 
 FILE = """
@@ -45,21 +45,11 @@ def dies(model, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(model, batch)
 
-def raises(model, batch):
-    if os.environ.get("RANK") == "1":
-        raise ValueError("no such label")
-    return loss(model, batch)
-
-def hangs(model, batch):
-    if os.environ.get("RANK") == "1":
-        time.sleep(600)
-    return loss(model, batch)
-
 def made(loss, model=model):
     recipe = Recipe(lr=0.1, batch_size=32)
     return Workload(name="file", model=model, loss=loss, train=(X, Y), recipe=recipe)
 
-sound, dying, raising, hanging = made(loss), made(dies), made(raises), made(hangs)
+sound, dying = made(loss), made(dies)
 around = made(around_the_wrapper, lambda: nn.Linear(6, 4))
 """
 
@@ -108,15 +98,37 @@ def test_a_dead_replica_is_told_in_one_line_and_none_is_left(file):
     assert time.monotonic() - began < 200
 
 
-def test_what_a_replica_raises_is_told(file):
-    found = audit(f"{file}:raising", replicas=2)
-    assert found.replicas.detail == "replica 1 of 2 failed: ValueError: no such label"
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+sys.path[:] = json.loads(sys.argv.pop())
+task = json.loads(sys.stdin.buffer.readline())
+print("a line", flush=True)
+if task["rank"] == 1:
+    {fails}
+time.sleep(600)
+"""
 
 
-def test_replicas_that_hang_are_ended(file):
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("pass", "replica 0 and 1 of 2 did not finish within 1 s"),
+        ("os._exit(3)", "replica 1 of 2 ended by itself with exit status 3 (a line)"),
+        (
+            "Path(task['folder'], 'problem-1').write_text('no such label'); os._exit(1)",
+            "replica 1 of 2 failed: no such label",
+        ),
+        ("os.close(0); os.kill(os.getpid(), 11)", "replica 1 of 2 was killed by SIGSEGV (a line)"),
+    ],
+)
+def test_however_a_replica_ends_it_is_told_and_none_is_left(file, monkeypatch, fails, words):
     before = children()
-    found = audit(f"{file}:hanging", replicas=2, replica_seconds=1)
-    assert found.replicas.detail == "replica 0 and 1 of 2 did not finish within 1 s"
+    monkeypatch.setattr(replicas, "_PROGRAM", FAKE.format(fails=fails))
+    # Time enough to fail on a busy machine; only what hangs needs little.
+    seconds = 1 if fails == "pass" else 120
+    found = audit(f"{file}:sound", replicas=2, replica_seconds=seconds)
+    assert found.replicas.detail == words
     assert children() == before
 
 

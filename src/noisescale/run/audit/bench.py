@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -223,14 +223,12 @@ class Bench:
         return gap(one, other, self.inventory)
 
     def _added_both_ways(self, condition: Condition) -> tuple[Gradient, Gradient]:
-        """Accumulate the same gradients in two orders."""
+        """Accumulate in two orders, from equal buffers: what rounding alone changes."""
+        still = replace(condition, restored=True)
         weights = [1 / len(self._parts)] * len(self._parts)
-        each = [
-            self.run([part], [weight], condition, self.seeds[0]).gradient
-            for part, weight in zip(self._parts, weights, strict=True)
-        ]
-        ones = [(1.0, gradient) for gradient in each]
-        return combined(ones), combined(ones[::-1])
+        ways = (self._parts, self._parts[::-1])
+        first, second = (self.run(way, weights, still, self.seeds[0]).gradient for way in ways)
+        return first, second
 
     def _loss(self, part: Tensor) -> Tensor:
         loss: Any = self.workload.loss(self.model, self.batch(part))
@@ -250,9 +248,12 @@ class Bench:
 
     def _spacing(self, condition: Condition) -> Sizes:
         """Spacings of floating-point numbers at the size of the parts' gradients."""
-        found = [self.run([p], [1.0], condition, self.seeds[0]).gradient for p in self._parts]
-        found = [self.whole(condition).gradient, *filter(finite, found)]
-        each = [sizes(gradient, self.inventory) for gradient in found]
+        whole = self.whole(condition).gradient
+        each = [sizes(whole, self.inventory)]
+        for part in self._parts:
+            gradient = self.run([part], [1.0], condition, self.seeds[0]).gradient
+            if finite(gradient):
+                each.append(sizes(gradient, self.inventory))
         total = max(one.total for one in each)
         # A group whose gradient cancels to nothing is still computed from numbers of full size.
         return Sizes(

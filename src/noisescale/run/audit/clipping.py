@@ -28,24 +28,29 @@ def compare_clipping(
     """
     count = len(parts)
     whole = bench.whole(condition).gradient
-    each = [bench.split([part], [1.0], condition).gradient for part in parts]
-    mean = combined((1 / count, one) for one in each)
-    added = combined((1.0, one) for one in each)
     true = _clipped(bench, whole, clip_norm)
     size = sizes(true, bench.inventory)
+    added: Gradient = {}
+    clipped: Gradient = {}
+    norms = []
+    for part in parts:  # one gradient at a time: each is as large as the model
+        one = bench.split([part], [1.0], condition).gradient
+        norms.append(_norm(bench, one))
+        added = combined([(1.0, added), (1.0, one)])
+        clipped = combined([(1.0, clipped), (1.0, _clipped(bench, one, clip_norm))])
+    share = 1 / count
 
     def apart(found: Gradient) -> float | None:
         return bench.gap(found, true).over(size)[0]
 
-    norms = tuple(_norm(bench, one) for one in each)
     return AuditClipping(
         clip_norm=clip_norm,
         norm=_norm(bench, whole),
-        micro_norms=norms,
+        micro_norms=tuple(norms),
         clipped_micro_batches=sum(norm > clip_norm for norm in norms),
-        after=apart(_clipped(bench, mean, clip_norm)),
-        each=apart(combined((1 / count, _clipped(bench, one, clip_norm)) for one in each)),
-        before_dividing=apart(combined([(1 / count, _clipped(bench, added, clip_norm))])),
+        after=apart(_clipped(bench, combined([(share, added)]), clip_norm)),
+        each=apart(combined([(share, clipped)])),
+        before_dividing=apart(combined([(share, _clipped(bench, added, clip_norm))])),
     )
 
 

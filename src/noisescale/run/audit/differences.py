@@ -67,7 +67,7 @@ def gap(one: Gradient, other: Gradient, inventory: Inventory) -> Sizes:
 def inner(one: Gradient, other: Gradient) -> float:
     """Return the inner product of two gradients."""
     shared = one.keys() & other.keys()
-    return sum(float((one[i].double() * other[i].double()).sum()) for i in shared)
+    return sum(float((_wide(one[i]).conj() * _wide(other[i])).sum().real) for i in shared)
 
 
 def combined(parts: Iterable[tuple[float, Gradient]]) -> dict[int, Tensor]:

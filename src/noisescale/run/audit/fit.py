@@ -24,6 +24,9 @@ LOSS_UNITS = 2.0
 _SHARE_SLACK = 1e-3
 """Shares found from rounded gradients may be negative by so much. (assumed)"""
 
+_KEPT = 8
+"""Gradients kept at a time, each as large as the model; others are computed again."""
+
 _SCALED = 0.05
 """A scale that goes with the number of examples changes more than this between a batch and its
 parts. (assumed)"""
@@ -230,6 +233,8 @@ class Fitter:
         """Return the gradient of neighbouring parts in one pass."""
         key = (int(parts[0][0]), int(parts[-1][-1]))
         if key not in self._known:
+            if len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
             self._known[key] = self._sum([torch.cat(list(parts))], [1.0])
         return self._known[key]
 
