@@ -44,8 +44,8 @@ class AuditCause(Record):
     """One reason why the gradients differ, found by taking it away.
 
     Attributes:
-        kind: ``token_mean``, ``sum``, ``partial_window``, ``batch_norm``, ``mixing``, ``state``,
-            ``dropout``, ``random``, ``replicas`` or ``unexplained``.
+        kind: ``token_mean``, ``sum``, ``partial_window``, ``collate``, ``batch_norm``,
+            ``mixing``, ``state``, ``dropout``, ``random``, ``replicas`` or ``unexplained``.
         affects: ``accumulation``, ``replicas`` or both.
         where: modules, or parts of the batch, that it was traced to.
         difference: relative difference that it makes alone, every other cause taken away; the

@@ -21,6 +21,7 @@ _KINDS = {
     "token_mean": "Mean over something else than examples",
     "sum": "Loss that depends on the batch size",
     "partial_window": "Last micro-batch of another size",
+    "collate": "Batches that are padded by what is in them",
     "batch_norm": "BatchNorm",
     "mixing": "Examples that are mixed",
     "state": "Buffers that change in every pass",

@@ -466,7 +466,7 @@ def test_negatives_and_dropout_are_both_named():
     assert kinds(found) == {"mixing", "dropout"}
 
 
-def test_padding_to_the_longest_of_a_batch_is_a_mean_over_something_else():
+def padded(model=plain):
     inputs, labels = sequences()
     examples = [(x[y != IGNORED], y[y != IGNORED]) for x, y in zip(inputs, labels, strict=True)]
 
@@ -479,8 +479,25 @@ def test_padding_to_the_longest_of_a_batch_is_a_mean_over_something_else():
     def loss(model, batch):  # the padding counts
         return F.cross_entropy(model(batch["x"].flatten(0, 1)), batch["y"].flatten())
 
-    made = workload(loss=loss, train=examples, collate=collate)
-    assert "mixing" in kinds(alone(made, micro=2)) or "token_mean" in kinds(alone(made, micro=2))
+    return workload(model=model, loss=loss, train=examples, collate=collate)
+
+
+def test_padding_that_counts_is_told_from_mixing():
+    made = padded()
+    found = alone(made, micro=2)
+    assert kinds(found) == {"collate"}
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:32]
+    model, examples = fresh(made), [made.train[i] for i in order.tolist()]
+    parts = [made.collate(examples[i : i + 2]) for i in range(0, 32, 2)]
+    total = sum(gradient(model, made.loss, part) for part in parts) / 16
+    whole = gradient(model, made.loss, made.collate(examples))
+    true = float((total - whole).norm() / whole.norm())
+    assert cause(found, "collate").difference == near(true)
+
+
+def test_padding_that_counts_and_batch_norm_are_told_apart():
+    found = alone(padded(with_batch_norm), micro=2)
+    assert kinds(found) == {"collate", "batch_norm"}
 
 
 def test_augmentation_is_held_still():

@@ -116,10 +116,11 @@ class Bench:
         """Relative difference that spacing alone explains."""
         return self.eps * (ULPS if self.eps < _HALF_EPS else HALF_ULPS)
 
-    def batch(self, positions: Tensor) -> Any:
-        """Return some of the examples, on the model's device."""
+    def batch(self, positions: Tensor, *, cut: bool = False) -> Any:
+        """Return some of the examples, on the model's device, collated anew unless ``cut``."""
+        make = self.examples.rows if cut else self.examples.batch
         with blame_user(f"workload {self.workload.name!r}: collating {len(positions)} examples"):
-            return move(self.examples.batch(positions), self._device)
+            return move(make(positions), self._device)
 
     def everything(self) -> Tensor:
         """Return the positions of the whole batch."""
@@ -151,7 +152,7 @@ class Bench:
         with blame_user(named), self.held(condition, seed):
             for part, weight in zip(parts, weights, strict=True):
                 with _buffers_kept(self.model, condition.restored):
-                    loss = self._loss(part)
+                    loss = self._loss(part, cut=condition.cut)
                     loss_sum += weight * float(loss.detach())
                     for index, value in gradients_of(loss * weight, self.inventory):
                         total[index] = total[index] + value if index in total else value
@@ -230,8 +231,8 @@ class Bench:
         first, second = (self.run(way, weights, still, self.seeds[0]).gradient for way in ways)
         return first, second
 
-    def _loss(self, part: Tensor) -> Tensor:
-        loss: Any = self.workload.loss(self.model, self.batch(part))
+    def _loss(self, part: Tensor, *, cut: bool = False) -> Tensor:
+        loss: Any = self.workload.loss(self.model, self.batch(part, cut=cut))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             what = (
                 f"a tensor of shape {tuple(loss.shape)}"

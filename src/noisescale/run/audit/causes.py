@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from noisescale.errors import InvalidInputError
 from noisescale.measure.compiled import plain, plain_name
 from noisescale.records import AuditCause
 from noisescale.run.audit import sentences
@@ -40,12 +41,15 @@ class Analyst:
         # Everything switched off that can be.
         self._fixed = Condition(quiet=randomness.quiet, frozen=bool(self._norms), restored=True)
         self._fit = Fitter(bench, self._fixed).fit(parts)
+        if self._fit.kind == "none" and bench.examples.collated:
+            self._try_cut()
 
     def causes(self) -> list[AuditCause]:
         """Return what makes a difference."""
         return [
             *self._reduction(),
             *self._partial_window(),
+            *self._collation(),
             *self._batch_norm(),
             *self._mixing(),
             *self._state(),
@@ -95,7 +99,7 @@ class Analyst:
         by_examples = self._bench.split(
             self._parts, [total * share for share in shares(self._parts)], self._fixed
         )
-        batches = [self._bench.batch(part) for part in self._parts]
+        batches = [self._bench.batch(part, cut=self._fixed.cut) for part in self._parts]
         counted = explain_weights(batches, weights)
         return self._cause(
             "token_mean",
@@ -122,6 +126,24 @@ class Analyst:
                 difference=between.over(size)[0],
             )
         ]
+
+    def _try_cut(self) -> None:
+        """Take parts out of the batch as it is, if that explains what collating anew does not."""
+        cut = dataclasses.replace(self._fixed, cut=True)
+        try:
+            found = Fitter(self._bench, cut).fit(self._parts)
+        except InvalidInputError:  # it cannot be cut
+            return
+        if found.kind != "none":
+            self._fixed, self._fit = cut, found
+
+    def _collation(self) -> list[AuditCause]:
+        if not self._fixed.cut:
+            return []
+        difference = self._alone(dataclasses.replace(self._fixed, cut=False))
+        if difference is None:
+            return []
+        return [self._cause("collate", sentences.collation(), difference=difference[0])]
 
     def _batch_norm(self) -> list[AuditCause]:
         if not self._norms:

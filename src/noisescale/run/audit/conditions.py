@@ -45,11 +45,13 @@ class Condition:
         quiet: one of :data:`QUIET`; None draws as training does.
         frozen: BatchNorm normalises by constants, the statistics of the whole batch.
         restored: buffers are put back after every micro-batch.
+        cut: parts are rows of the batch as it was collated whole, not collated anew.
     """
 
     quiet: str | None = None
     frozen: bool = False
     restored: bool = False
+    cut: bool = False
 
 
 AS_IT_IS = Condition()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
-from noisescale.measure.batches import take
+from noisescale.errors import InvalidInputError
+from noisescale.measure.batches import _map, batch_size_of, take
 from noisescale.workload import Workload
 
 
@@ -29,6 +30,8 @@ class Examples:
         self._rows = _in_rows(data) or (
             isinstance(data, TensorDataset) and workload.collate is None
         )
+        self.collated = not self._rows
+        """Whether a batch is made by a function, which may pad it by what is in it."""
         self._held = (
             take(data, indices, self._collate)
             if self._rows
@@ -41,6 +44,23 @@ class Examples:
         if self._rows:
             return take(self._held, positions)
         return (self._collate or default_collate)([self._held[i] for i in positions.tolist()])
+
+    def rows(self, positions: Tensor) -> Any:
+        """Return the same examples as rows of the batch of all of them.
+
+        Raises:
+            InvalidInputError: that batch does not have one row per example.
+        """
+        whole = self.batch(torch.arange(self.count))
+        if batch_size_of(whole) != self.count:
+            raise InvalidInputError(
+                "a batch", "one row per example is required to cut it", "collate it otherwise"
+            )
+
+        def picked(tensor: Tensor) -> Tensor:
+            return tensor[positions] if tensor.dim() and len(tensor) == self.count else tensor
+
+        return _map(whole, picked)
 
 
 def _in_rows(data: Any) -> bool:

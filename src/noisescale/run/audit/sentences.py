@@ -19,6 +19,10 @@ REMEDIES = {
         "weight every micro-batch by its number of examples, or take a micro-batch size that"
         " divides the batch"
     ),
+    "collate": (
+        "leave padding out of the loss and of averages (a mask, ignore_index), or pad every batch"
+        " to one length"
+    ),
     "batch_norm": (
         "keep the number of examples that it normalises over: GroupNorm or LayerNorm, ghost"
         " batches of one size, frozen statistics, or SyncBatchNorm between replicas"
@@ -76,6 +80,14 @@ def partial(lengths: Sequence[int], *, sure: bool) -> str:
         f" {lengths[-1]} examples {times:.3g} times the weight of the others"
     )
     return f"{text}; weighted by examples the last one does no harm" if sure else text
+
+
+def collation() -> str:
+    """What collate makes of an example depends on the others, mostly by padding."""
+    return (
+        "cut out of the batch that was collated whole the parts make up for one pass, collated"
+        " anew they do not"
+    )
 
 
 def batch_norm() -> str:

@@ -17,6 +17,7 @@ _NAMES = {
     "token_mean": "a loss averaged over something else than examples",
     "sum": "a loss that depends on the size of the batch",
     "partial_window": "a last micro-batch of another size",
+    "collate": "examples that are padded, or made, by what else is in their batch",
     "batch_norm": "BatchNorm",
     "mixing": "a loss or model that mixes the examples of a batch",
     "state": "buffers that change in every pass",
