@@ -32,8 +32,8 @@ WORSE = 1.25
 """Nor once a width is so many times slower per trial than the best. (assumed)"""
 
 TIE = 0.97
-"""A wider stack must be faster than this share of a narrower one's time, and the stack that is
-taken than this share of the time one by one. (assumed)"""
+"""Widths are tied whose times are within this share, and the stack that is taken must be faster
+than this share of the time one by one. (assumed)"""
 
 EVALUATED_TOGETHER = 8
 """Trials whose evaluation is timed: it takes as long per trial with more. (measured)"""
@@ -143,18 +143,35 @@ def _best_width(
     evaluator: TrialEvaluator,
     widest: int,
 ) -> tuple[int, float]:
-    largest = len(_side_by_side(plans, route, widest))
-    best_width, best = 0, float("inf")
-    for width in _widths(largest):
-        trials = _side_by_side(plans, route, width)
-        stack = Stack(route, workload, feed, evaluator, trials)
+    """Return the width that trains and evaluates fastest, and its seconds per step and trial."""
+
+    def stack_of(width: int) -> Stack:
+        return Stack(route, workload, feed, evaluator, _side_by_side(plans, route, width))
+
+    widths = _widths(len(_side_by_side(plans, route, widest)))
+    fixed = _evaluation_overhead(stack_of, widths) * evaluations_per_step(plans[0])
+    timed: list[tuple[float, int, float]] = []
+    for width in widths:
+        stack = stack_of(width)
         with torch.no_grad():
-            seconds = fastest(stack.step)[0] / width
-        if seconds < TIE * best:
-            best_width, best = width, seconds
-        if seconds > WORSE * best or 2 * width * seconds > LONGEST_STEP:
+            step = fastest(stack.step)[0] / width
+        timed.append((step + fixed / width, width, step))
+        best = min(timed)[0]
+        if timed[-1][0] > WORSE * best or 2 * width * step > LONGEST_STEP:
             break
-    return best_width, best
+    # Of ties the widest: it stays wide for longer while its trials end.
+    _, width, step = max((each for each in timed if TIE * each[0] <= best), key=lambda t: t[1])
+    return width, step
+
+
+def _evaluation_overhead(stack_of: Callable[[int], Stack], widths: Sequence[int]) -> float:
+    """Return the seconds of an evaluation that do not depend on how many trials it is of."""
+    narrow, wide = widths[0], min(widths[-1], max(EVALUATED_TOGETHER, 2 * widths[0]))
+    if narrow == wide:
+        return 0.0
+    one, other = (stack_of(width).values for width in (narrow, wide))
+    few, many = fastest(one, other)
+    return max(0.0, few - narrow * (many - few) / (wide - narrow))
 
 
 def _sorting(
