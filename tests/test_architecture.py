@@ -133,6 +133,7 @@ def test_the_public_surface() -> None:
         "Workload",
         "__version__",
         "advise",
+        "audit",
         "branch",
         "convert",
         "fit_tradeoff",
