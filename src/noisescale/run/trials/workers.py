@@ -95,6 +95,7 @@ class Workers:
         on_result: called with each result as soon as its trial ends, by one thread at a time.
         should_stop: asked before every step, by several threads; once true all trials end.
         on_begin: told the trials of a unit before it is brought forward.
+        judged_share: share of the time that the judge may take.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class Workers:
         on_result: Callable[[TrialResult], None] | None = None,
         should_stop: ShouldStop | None = None,
         on_begin: Callable[[Sequence[RunningTrial]], None] | None = None,
+        judged_share: float = JUDGED_SHARE,
     ) -> None:
-        self._on_begin = on_begin
+        self._on_begin, self._judged_share = on_begin, judged_share
         self._waiting, self._trials = list(slots), list(trials)
         self._capacity, self._judge = capacity, judge
         self._on_result, self._asked = on_result, should_stop
@@ -249,15 +251,15 @@ class Workers:
             return
         for trial in moved:
             self._progress[trial.place] = _progress(trial)
-        now = time.perf_counter()
-        if now - self._judged_at < self._judge_took / JUDGED_SHARE:
+        if time.perf_counter() - self._judged_at < self._judge_took / self._judged_share:
             return
+        began = time.thread_time()  # not what others took of the processor meanwhile
         hopeless = self._judge.hopeless(self._progress)
         for trial in self._trials:
             if trial.goes_on and trial.key in hopeless:
                 trial.stopped_by = "race"
         self._judged_at = time.perf_counter()
-        self._judge_took = self._judged_at - now
+        self._judge_took = time.thread_time() - began
 
     def _hand_over(self, trial: RunningTrial) -> None:
         result = trial_result(

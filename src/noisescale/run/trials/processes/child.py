@@ -21,6 +21,10 @@ from noisescale.run.trials.processes.likeness import likeness
 from noisescale.run.trials.units import RunningTrial
 from noisescale.run.trials.workers import Workers
 
+TOLD_SHARE = 0.1
+"""Share of the time that telling the parent how far trials are may take. (assumed: a late verdict
+costs steps of trials that are hopeless)"""
+
 
 class Line:
     """The connection to the parent, whose end ends this process.
@@ -124,6 +128,7 @@ class Assignment:
             on_result=deliver,
             should_stop=self._line.listen,
             on_begin=self.begin,
+            judged_share=TOLD_SHARE,
         )
         crew.run(1)
 

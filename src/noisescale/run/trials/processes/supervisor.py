@@ -172,15 +172,16 @@ class Supervisor:
             self._job.on_result(result)
 
     def _ask_judge(self) -> None:
-        judge, now = self._job.judge, time.perf_counter()
+        judge = self._job.judge
         if judge is None or not self._moved or self._halted_at is not None:
             return
-        if now - self._judged_at < self._judge_took / JUDGED_SHARE:
+        if time.perf_counter() - self._judged_at < self._judge_took / JUDGED_SHARE:
             return
+        began = time.thread_time()  # not what others took of the processor meanwhile
         hopeless = judge.hopeless(self._progress)
         self._moved = False
         self._judged_at = time.perf_counter()
-        self._judge_took = self._judged_at - now
+        self._judge_took = time.thread_time() - began
         for process in self._crew:
             own = {key for key in hopeless if self._place[key] in process.places}
             if own:
