@@ -1,21 +1,19 @@
-"""The learning rate along a run: linear warm-up, then the recipe's schedule."""
+"""The learning rate along a run, by the step: for loops, what schedules say by position."""
 
 from __future__ import annotations
 
-import math
+import functools
+from dataclasses import dataclass, field
 
-from noisescale.errors import InvalidInputError, nearest
-from noisescale.records import Recipe
-
-SCHEDULES = ("constant", "cosine", "step")
+from noisescale.plan.schedule.of_recipe import rate_schedule
+from noisescale.records import RateSchedule, Recipe
 
 
 def rate_factor(recipe: Recipe, step: int) -> float:
     """Return what the recipe's rate is multiplied by at a step.
 
-    During warm-up it is (step + 1) / (warmup_steps + 1). Then ``constant`` is 1; ``cosine`` is
-    (1 + cos(pi x)) / 2 with x the share done of the steps after warm-up, down to
-    ``schedule.floor`` (0); ``step`` is gamma (0.1) to the number of ``milestones`` passed.
+    During warm-up it is (step + 1) / (warmup_steps + 1); then what
+    :func:`~noisescale.plan.schedule.of_recipe.rate_schedule` makes of the recipe's schedule.
 
     Args:
         recipe: its warm-up, ``schedule`` and length count, in steps or in examples.
@@ -27,21 +25,10 @@ def rate_factor(recipe: Recipe, step: int) -> float:
     >>> rate_factor(Recipe(lr=1.0, batch_size=8, warmup_steps=4), 0)
     0.2
     """
-    warmup = warmup_length(recipe)
+    schedule, warmup = _schedule(_ByValue.of(recipe))
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    schedule = recipe.schedule or {"kind": "constant"}
-    kind = schedule.get("kind")
-    if kind == "constant":
-        return 1.0
-    if kind == "cosine":
-        return _cosine(recipe, step - warmup)
-    if kind == "step":
-        return _steps(recipe, step)
-    raise InvalidInputError(
-        f"schedule kind {kind!r}", "a schedule that can be run is required",
-        nearest(str(kind), SCHEDULES),
-    )  # fmt: skip
+    return schedule.at(step * recipe.batch_size)
 
 
 def warmup_length(recipe: Recipe) -> int:
@@ -51,27 +38,22 @@ def warmup_length(recipe: Recipe) -> int:
     return round((recipe.warmup_examples or 0) / recipe.batch_size)
 
 
-def _cosine(recipe: Recipe, done: int) -> float:
-    schedule = recipe.schedule or {}
-    total = recipe.total_steps
-    if total is None and recipe.total_examples is not None:
-        total = recipe.total_examples // recipe.batch_size
-    if total is None:
-        raise InvalidInputError(
-            "schedule 'cosine'", "the length of the training is required", "give total_steps"
-        )
-    length = max(1, total - warmup_length(recipe))
-    floor = float(schedule.get("floor", 0.0))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, done / length))) / 2
+@dataclass(frozen=True)
+class _ByValue:
+    """A recipe that can be looked up by what its schedule depends on: its table cannot."""
+
+    key: tuple[object, ...]
+    recipe: Recipe = field(compare=False)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> _ByValue:
+        counts = (recipe.warmup_steps, recipe.warmup_examples, recipe.total_steps)
+        table = repr(recipe.schedule)
+        return cls((recipe.batch_size, recipe.unit, *counts, recipe.total_examples, table), recipe)
 
 
-def _steps(recipe: Recipe, step: int) -> float:
-    schedule = recipe.schedule or {}
-    milestones = schedule.get("milestones")
-    if not milestones:
-        raise InvalidInputError(
-            "schedule 'step'", "its milestones in steps are required",
-            "give milestones = [100, 200]",
-        )  # fmt: skip
-    gamma = float(schedule.get("gamma", 0.1))
-    return float(gamma ** sum(step >= round(milestone) for milestone in milestones))
+# Loops ask at every step, and stacked ones for many recipes at once.
+@functools.lru_cache(maxsize=4096)
+def _schedule(recipe: _ByValue) -> tuple[RateSchedule, int]:
+    of_one = recipe.recipe.with_changes(lr=1.0)
+    return rate_schedule(of_one), warmup_length(of_one)

@@ -14,16 +14,18 @@ from noisescale.plan.schedule import rates
 from noisescale.plan.schedule.of_recipe import length, rate_schedule
 from noisescale.records import Recipe
 from noisescale.run.rates import rate_factor
+from noisescale.theory.per_example import PerExample
 
 tables = st.one_of(
     st.none(),
     st.just({"kind": "constant"}),
     st.builds(lambda floor: {"kind": "cosine", "floor": floor}, st.floats(0, 1)),
     st.just({"kind": "cosine"}),
+    st.builds(lambda floor: {"kind": "linear", "floor": floor}, st.floats(0, 1)),
     st.builds(
         lambda ends, gamma: {"kind": "step", "milestones": ends, "gamma": gamma},
-        st.lists(st.integers(0, 60), min_size=1, max_size=4),
-        st.floats(0.05, 1.0),
+        st.lists(st.integers(0, 60) | st.floats(0, 60), min_size=1, max_size=4),
+        st.floats(0.0, 1.0),
     ),
 )
 
@@ -56,6 +58,84 @@ def test_a_recipe_means_what_the_engine_runs(
     for step in range(70):
         expected = recipe.lr * rate_factor(recipe, step)
         assert schedule.at(step * batch) == pytest.approx(expected, rel=1e-12, abs=1e-16)
+
+
+def slow_factor(recipe: Recipe, step: int) -> float:
+    """What the engine ran before it shared these schedules, written out."""
+    warmup = recipe.warmup_steps or 0
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    table = recipe.schedule or {}
+    if table["kind"] == "step":
+        return float(table["gamma"] ** sum(step >= round(end) for end in table["milestones"]))
+    length = max(1, (recipe.total_steps or 0) - warmup)
+    wave = 1 + math.cos(math.pi * min(1.0, (step - warmup) / length))
+    return float(table["floor"] + (1 - table["floor"]) * wave / 2)
+
+
+@settings(deadline=None)
+@given(
+    table=st.builds(
+        lambda kind, ends, share: {
+            "step": {"kind": "step", "milestones": ends, "gamma": share},
+            "cosine": {"kind": "cosine", "floor": share},
+        }[kind],
+        st.sampled_from(["step", "cosine"]),
+        st.lists(st.integers(0, 60) | st.floats(0, 60), min_size=1, max_size=4),
+        st.floats(0, 1),
+    ),
+    batch=st.integers(1, 1000),
+    steps=st.integers(1, 60),
+    warmup=st.none() | st.integers(1, 30),
+)
+def test_trainings_run_schedules_as_ever(
+    table: dict[str, Any], batch: int, steps: int, warmup: int | None
+) -> None:
+    recipe = Recipe(
+        lr=0.3, batch_size=batch, schedule=table, total_steps=steps, warmup_steps=warmup
+    )
+    for step in range(70):
+        assert rate_factor(recipe, step) == pytest.approx(slow_factor(recipe, step), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("table", "factors"),
+    [
+        ({"kind": "linear", "floor": 0.5}, {0: 1.0, 50: 0.75, 100: 0.5, 200: 0.5}),
+        ({"kind": "warmup_stable_decay", "decay_steps": 20}, {0: 1.0, 79: 1.0, 90: 0.5, 100: 0.0}),
+        ({"kind": "list", "points": [[0, 1.0], [10, 0.3]]}, {0: 1.0, 9: 1.0, 10: 0.3, 99: 0.3}),
+    ],
+)
+def test_trainings_run_every_kind(table: dict[str, Any], factors: dict[int, float]) -> None:
+    recipe = Recipe(lr=0.2, batch_size=16, total_steps=100, schedule=table)
+    assert {step: rate_factor(recipe, step) for step in factors} == pytest.approx(factors)
+
+
+def test_a_changed_table_is_another_schedule() -> None:
+    table: dict[str, Any] = {"kind": "step", "milestones": [5], "gamma": 0.5}
+    recipe = Recipe(lr=0.2, batch_size=16, schedule=table)
+    assert rate_factor(recipe, 5) == 0.5
+    table["gamma"] = 0.25
+    assert rate_factor(recipe, 5) == 0.25
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "step", "milestones": [100, 201], "gamma": 0.5},
+        {"kind": "warmup_stable_decay", "decay_steps": 55},
+        {"kind": "list", "points": [[0, 1.0], [101, 0.5], [102, 0.25]]},
+    ],
+    ids=lambda table: str(table["kind"]),
+)
+def test_recipes_restated_per_example_have_a_schedule(table: dict[str, Any]) -> None:
+    old = Recipe(lr=0.1, batch_size=10, total_steps=300, schedule=table)
+    new = PerExample.of(old).at(64)
+    before, after = rate_schedule(old), rate_schedule(new)
+    # Changes lie at the nearest whole step: away from them by a step nothing differs.
+    sixty_four = [position for position in range(0, 1900, 64) if not 900 < position < 1100]
+    ratios = [after.at(p) / new.lr - before.at(p) / old.lr for p in sixty_four]
+    assert max(map(abs, ratios)) < 64 / 550
 
 
 def test_linear_falls_to_its_floor() -> None:
@@ -110,10 +190,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"kind": "linear"}}, "give total_steps"),
     ({"schedule": {"kind": "step"}}, "milestones in steps are required"),
     ({"schedule": {"kind": "step", "milestones": 5}}, "milestones in steps are required"),
-    ({"schedule": {"kind": "step", "milestones": [1.5]}}, "milestone 1.5"),
+    ({"schedule": {"kind": "step", "milestones": [math.nan]}}, "milestone nan"),
+    ({"schedule": {"kind": "step", "milestones": ["5"]}}, "milestone '5'"),
     ({"schedule": {"kind": "step", "milestones": ["a"]}}, "milestone 'a'"),
     ({"schedule": {"kind": "step", "milestones": [-1]}}, "milestone -1"),
-    ({"schedule": {"kind": "step", "milestones": [5], "gamma": 0}}, "gamma 0"),
+    ({"schedule": {"kind": "step", "milestones": [5], "gamma": -1}}, "gamma -1"),
     ({"schedule": {"kind": "step", "milestones": [5], "gamma": "x"}}, "gamma 'x'"),
     ({"schedule": {"kind": "step", "milestone": [5]}}, "did you mean milestones"),
     ({"schedule": {"kind": "constant", "floor": 0.1}}, "schedule key 'floor'"),

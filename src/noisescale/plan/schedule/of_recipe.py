@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,11 @@ from noisescale.records import RateSchedule, Recipe
 def rate_schedule(recipe: Recipe) -> RateSchedule:
     """Return a recipe's rate by position: at step s of the recipe, position s times its batch.
 
-    The kinds that the engine runs mean the same here: ``constant``, ``step`` (``milestones``,
-    ``gamma`` 0.1) and ``cosine`` (``floor`` 0). Besides: ``linear`` (``floor``),
-    ``warmup_stable_decay`` (``decay_steps``, ``floor``, ``shape``) and ``list`` (``points``:
-    pairs of a step and a factor of the rate). Warm-up is linear from lr / (steps + 1).
+    Trainings run it as it is here. Kinds: ``constant``, ``step`` (``milestones``, ``gamma``
+    0.1), ``cosine`` (``floor`` 0), ``linear`` (``floor``), ``warmup_stable_decay``
+    (``decay_steps``, ``floor``, ``shape``) and ``list`` (``points``: pairs of a step and a factor
+    of the rate). Warm-up is linear from lr / (steps + 1). Counts with a fraction, as a recipe
+    restated from another batch size has them, are rounded to whole steps.
 
     Args:
         recipe: its rate, batch size, warm-up, ``schedule`` and length count.
@@ -118,7 +121,12 @@ def _listed(recipe: Recipe, table: dict[str, Any]) -> RateSchedule:
         raise InvalidInputError(
             "a warm-up beside schedule 'list'", "the list says the whole rate", "remove one"
         )
-    return rates.listed([(at, factor * recipe.lr) for at, factor in pairs], unit=recipe.unit)
+    rates_at = [
+        (at, factor * recipe.lr)
+        for (at, factor), (following, _) in itertools.pairwise([*pairs, (-1, 0.0)])
+        if at != following  # two points that round to one step: the later one holds
+    ]
+    return rates.listed(rates_at, unit=recipe.unit)
 
 
 _KINDS: dict[str, Callable[[Recipe, dict[str, Any]], RateSchedule]] = {
@@ -151,11 +159,12 @@ def _total(recipe: Recipe, kind: str) -> int:
 
 def _position(recipe: Recipe, name: str, steps: Any) -> int:
     number = isinstance(steps, int | float) and not isinstance(steps, bool)
-    if not number or steps < 0 or steps != int(steps):
+    if not number or not 0 <= steps < math.inf:
         raise InvalidInputError(
-            f"{name} {steps!r}", "a whole number of steps is required", f"change {name}"
+            f"{name} {steps!r}", "a number of steps is required", f"change {name}"
         )
-    return int(steps) * recipe.batch_size
+    # In whole steps: a recipe restated from another batch size has fractions of them.
+    return round(steps) * recipe.batch_size
 
 
 def _number(table: dict[str, Any], key: str, default: float) -> float:

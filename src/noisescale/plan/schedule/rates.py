@@ -45,19 +45,21 @@ def step(
     Args:
         lr: learning rate before the first milestone.
         milestones: positions; one that is named twice counts twice.
-        gamma: what is kept of the rate at each; positive.
+        gamma: what is kept of the rate at each; at least 0.
         warmup: position at which the warm-up ends.
         warmup_from: share of ``lr`` that the warm-up begins with.
         unit: what positions count.
 
     Raises:
-        InvalidInputError: ``gamma`` is not positive, or a milestone is no position.
+        InvalidInputError: ``gamma`` is negative, or a milestone is no position.
 
     >>> step(1.0, milestones=[100, 200], gamma=0.5).at(200)
     0.25
     """
-    if not 0 < gamma < float("inf"):
-        raise InvalidInputError(f"gamma {gamma!r}", "a positive number is required", "give 0.1")
+    if not 0 <= gamma < float("inf"):
+        raise InvalidInputError(
+            f"gamma {gamma!r}", "a number of at least 0 is required", "give 0.1"
+        )
     ends = sorted(require_position("milestone", milestone) for milestone in milestones)
     rates = {0: lr} | {end: lr * gamma**count for count, end in enumerate(ends, start=1)}
     segments = [RateSegment(start=start, first=rate) for start, rate in rates.items()]
