@@ -168,3 +168,30 @@ def test_bad_input_is_one_line_that_names_it(make: Any, words: str) -> None:
         make()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"pieces": 3}',
+        '{"pieces": null}',
+        '{"pieces": [3]}',
+        '{"pieces": {"a": 1}}',
+        '{"pieces": [{"start": null, "batch_size": 8}]}',
+        '{"pieces": [{"start": 0, "batch_size": "8"}]}',
+        '{"pieces": [{"start": 0, "batch_size": 8}], "total": "x"}',
+        '{"pieces": [{"start": 0, "batch_size": 8}], "rate": {"segments": [{"start": 0, "first":'
+        " null}]}}",
+        '{"pieces": [{"start": 0, "batch_size": 8}], "rate": {"segments": [{"start": 0, "first":'
+        ' "a"}]}}',
+        '{"pieces": [{"start": 0, "batch_size": 8}], "reference_batch_size": "a", "coupling":'
+        ' "linear", "rate": {"segments": [{"start": 0, "first": 0.1}]}}',
+    ],
+)
+def test_malformed_json_is_refused_in_one_line(text):
+    with pytest.raises(InvalidInputError) as caught:
+        BatchSchedule.from_json(text)
+    assert "\n" not in str(caught.value)

@@ -65,12 +65,12 @@ from noisescale.records.trial import Crossing, TrialOutcome, TrialPlan, TrialRes
 __all__ = [
     "Advice",
     "AdviceRow",
+    "Alternative",
     "Audit",
     "AuditCause",
     "AuditClipping",
     "AuditGroup",
     "AuditReplicas",
-    "Alternative",
     "BatchPiece",
     "BatchSchedule",
     "BatchSplit",

@@ -45,8 +45,9 @@ class RateSegment(Record):
             raise InvalidInputError(
                 f"shape {self.shape!r}", "not a shape of a rate", nearest(str(self.shape), SHAPES)
             )
-        for name in ("first", "last"):
-            _require_rate(name, getattr(self, name))
+        _require_rate("first", self.first)
+        if self.last is not None:
+            _require_rate("last", self.last)
         require_position("start", self.start)
         if self.shape == "constant":
             return
@@ -161,8 +162,6 @@ def require_ascending(name: str, starts: Sequence[int]) -> None:
 
 
 def _require_rate(name: str, value: Any) -> None:
-    if value is None:
-        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and 0 <= value < math.inf):
         raise InvalidInputError(

@@ -36,9 +36,12 @@ class Record:
         """Build the record from what :meth:`to_dict` returned.
 
         Raises:
-            InvalidInputError: a key is unknown or a required key is missing.
+            InvalidInputError: a key is unknown, a required key is missing, or a value is of
+                another type.
         """
         assert dataclasses.is_dataclass(cls)
+        if not isinstance(values, dict):
+            raise _not_what_was_written(cls, values)
         readers, required = _readers(cls)
         unknown = sorted(values.keys() - readers.keys())
         if unknown:
@@ -52,17 +55,41 @@ class Record:
             raise InvalidInputError(
                 f"{cls.__name__} without {missing[0]!r}", "the key is required", "add it"
             )
-        return cls(
-            **{
-                name: value if value is None else readers[name](value)
-                for name, value in values.items()
-            }
-        )
+        try:
+            return cls(
+                **{
+                    name: value if value is None else readers[name](value)
+                    for name, value in values.items()
+                }
+            )
+        except InvalidInputError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _not_what_was_written(cls, values) from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Build the record from what :meth:`to_json` returned."""
-        return cls.from_dict(json.loads(text))
+        """Build the record from what :meth:`to_json` returned.
+
+        Raises:
+            InvalidInputError: it is no JSON, or not what :meth:`from_dict` takes.
+        """
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{cls.__name__}: {error}", "JSON is required", "give what to_json returned"
+            ) from error
+        return cls.from_dict(values)
+
+
+def _not_what_was_written(cls: type, values: Any) -> InvalidInputError:
+    text = repr(values)
+    return InvalidInputError(
+        f"{cls.__name__} {text if len(text) <= 80 else text[:77] + '...'}",
+        "a value in it is of another type than the record's",
+        "give what to_dict or to_json returned",
+    )
 
 
 def _plain(value: Any) -> Any:
