@@ -188,9 +188,9 @@ def _check_eps(recipe: Recipe, eps: float | None) -> None:
 
 
 def shown(value: float) -> str:
-    """Write a number for a sentence: four digits.
+    """Write a number for a sentence: four digits, and every digit of a count's whole part.
 
-    >>> shown(0.1 + 0.2), shown(1e-8)
-    ('0.3', '1e-08')
+    >>> shown(0.1 + 0.2), shown(1e-8), shown(51_200)
+    ('0.3', '1e-08', '51,200')
     """
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
