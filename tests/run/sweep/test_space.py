@@ -8,16 +8,23 @@ from hypothesis import strategies as st
 
 from noisescale import InvalidInputError, Recipe
 from noisescale.run.sweep.space import Dimension, extrapolated, point_of, recipe_at
+from noisescale.theory.scaling.companions import weight_decay
+from noisescale.theory.scaling.rule import Facts
 
 SGD = Recipe(lr=0.1, batch_size=32, momentum=0.9, weight_decay=1e-3, total_steps=500)
 ADAM = Recipe(optimizer="adamw", lr=1e-3, batch_size=16, betas=(0.9, 0.99), weight_decay=0.1)
 NAMES = {
     "sgd": ("lr", "momentum", "weight_decay", "total_examples"),
     "adamw": ("lr", "beta1", "beta2", "weight_decay"),
+    "adam": ("lr", "weight_decay"),
 }
+DAMPED = SGD.with_changes(dampening=0.5)
+COUPLED = ADAM.with_changes(optimizer="adam", betas=None)
 
 
-@pytest.mark.parametrize("recipe", [SGD, ADAM], ids=lambda r: r.optimizer)
+@pytest.mark.parametrize(
+    "recipe", [SGD, ADAM, DAMPED, COUPLED], ids=["sgd", "adamw", "damped", "coupled"]
+)
 @given(batch_size=st.integers(1, 512))
 def test_a_point_and_its_recipe_are_inverse(recipe, batch_size):
     names = NAMES[recipe.optimizer]
@@ -38,6 +45,14 @@ def test_one_point_is_the_same_temperature_at_every_batch_size():
     assert recipe_at(SGD, point, 8).momentum == 0.9
     adam = [recipe_at(ADAM, point_of(ADAM, ("lr",)), size).lr for size in (4, 16, 64)]
     assert adam == [0.0005, 0.001, 0.002]
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAM, DAMPED, COUPLED])
+def test_the_decay_of_a_point_is_that_of_a_conversion(recipe):
+    names = ("lr", "weight_decay")
+    there = recipe_at(recipe, point_of(recipe, names), 4 * recipe.batch_size)
+    (change,) = weight_decay(recipe, there, Facts())
+    assert there.weight_decay == pytest.approx(change.new, rel=1e-5)
 
 
 def test_lengths_stay_in_examples():

@@ -30,6 +30,7 @@ from noisescale.run.training import DIVERGED_RISE
 from noisescale.run.users_code import blame_user
 from noisescale.theory.branching import critical_by_branches, paired_excess, verdict
 from noisescale.theory.per_example import SQUARE_ROOT
+from noisescale.theory.scaling import rates as scaling
 from noisescale.workload import Workload
 
 TOLERANCE = 0.01
@@ -46,7 +47,7 @@ LOOKS = 4
 """Evaluations in that share, where its steps allow. (assumed)"""
 
 QUANTITIES = ("train_loss", "validation_loss")
-RULES = {"linear": 1.0, "square_root": 0.5}
+RULES = {"linear": scaling.LINEAR, "square_root": scaling.SQUARE_ROOT}
 
 Progress = Callable[[str, float | None], None]
 
@@ -168,8 +169,8 @@ class _Wish:
 
     def lr(self, factor: int, step: int) -> float:
         """Rate of a branch, constant at what the training has there."""
-        rate = self.recipe.lr * rate_factor(self.recipe, step)
-        return float(rate * factor ** RULES[self.rule])
+        scaled = RULES[self.rule].scale(self.recipe, factor * self.recipe.batch_size)
+        return scaled.recipe.lr * rate_factor(self.recipe, step)
 
 
 class _Trunk:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Recipe
 from noisescale.theory import temperature as per
-from noisescale.theory.per_example import PerExample, rate_coordinate, rate_of
+from noisescale.theory.per_example import PerExample, rate_coordinate, rate_of, shrinkage_unit
 
 Point = Mapping[str, float]
 """Coordinates by the name of their dimension."""
@@ -95,13 +95,12 @@ def coordinate(name: str, value: float, recipe: Recipe) -> float:
     Raises:
         InvalidInputError: the value is out of its range.
     """
-    B, m = recipe.batch_size, recipe.momentum or 0.0
     if name == "lr":
         return rate_coordinate(recipe.with_changes(lr=value))
     if name in ("momentum", "beta1", "beta2"):
-        return per.half_life(decay=value, batch_size=B)
+        return per.half_life(decay=value, batch_size=recipe.batch_size)
     if name == "weight_decay":
-        return per.shrinkage_per_example(lr=recipe.lr, weight_decay=value, batch_size=B, momentum=m)
+        return value * shrinkage_unit(recipe)
     return value
 
 
@@ -137,12 +136,7 @@ def recipe_at(recipe: Recipe, point: Point, batch_size: int) -> Recipe:
     base = base.with_changes(**changes)
     base = base.with_changes(lr=_rounded(rate_of(base, point["lr"])))
     if "weight_decay" in point:
-        wd = per.weight_decay_of_shrinkage(
-            shrinkage=point["weight_decay"],
-            lr=base.lr,
-            batch_size=batch_size,
-            momentum=base.momentum or 0.0,
-        )
+        wd = point["weight_decay"] / shrinkage_unit(base)
         base = base.with_changes(weight_decay=_rounded(wd))
     return base
 
