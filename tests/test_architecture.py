@@ -139,6 +139,7 @@ def test_the_public_surface() -> None:
         "fit_tradeoff",
         "measure_noise_scale",
         "measure_workload",
+        "plan_schedule",
         "read_tradeoff",
         "scan_speed",
         "split_batch",
