@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from noisescale.measure.kept import hooks_active
-from noisescale.measure.rules.convolution import shifted, weight_part
+from noisescale.measure.rules.convolution import grid_shape, shifted, weight_part, whole
 from noisescale.measure.rules.parts import Outer, forms_products, total_and_square_sum
 from noisescale.measure.rules.registry import Call
 from noisescale.measure.rules.windows import Windows
@@ -65,7 +65,7 @@ def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
     assert weight is not None
     if isinstance(layer, _ConvNd):
         # Patches that must be unfolded, and few positions, are for the ordinary way.
-        if x.dim() != len(layer.kernel_size) + 2 or not shifted(layer, _positions(layer, x)):
+        if x.dim() != len(layer.kernel_size) + 2 or not _fuses(layer, x):
             return None
         out: Tensor = _Convolution.apply(x, weight, bias, layer, report)  # type: ignore[no-untyped-call]
         return out
@@ -76,13 +76,13 @@ def fused_forward(layer: nn.Module, x: Tensor, report: Report) -> Tensor | None:
     return into
 
 
-def _positions(layer: _ConvNd, x: Tensor) -> int:
-    """Number of positions of the output."""
+def _fuses(layer: _ConvNd, x: Tensor) -> bool:
+    """Whether the examples' gradients themselves are what is squared."""
     assert not isinstance(layer.padding, str)
-    sizes = zip(x.shape[2:], layer.kernel_size, layer.dilation, strict=True)
-    rooms = [n - d * (k - 1) - 1 for n, k, d in sizes]
-    moves = zip(rooms, layer.padding, layer.stride, strict=True)
-    return prod((room + 2 * p) // s + 1 for room, p, s in moves)
+    sizes = grid_shape(layer, x.shape[2:], list(layer.padding))
+    # Stands for the output's gradient.
+    grid = x.new_empty(1).expand(len(x), layer.out_channels, *sizes)
+    return shifted(layer, prod(sizes)) or whole(layer, grid, x)
 
 
 class Ticket:

@@ -63,7 +63,7 @@ class Sketched(Euclidean):
                 grid = row.view(n, part.groups, *part.grid.shape[2:])
                 if set(part.stride) == {1}:
                     return _one_channel(part, grid)
-                return replace(part, grid=grid)
+                return replace(part, grid=grid, whole=False)
         return part
 
     def _signs(self, items: int, outer: int, like: Tensor) -> Tensor:

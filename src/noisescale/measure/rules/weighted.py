@@ -98,7 +98,7 @@ def _row_squares(part: Rows) -> tuple[Tensor, Tensor]:
 
 def _table(parts: Sequence[Part], weight: Tensor) -> Tensor:
     """The weight by the blocks that :func:`_squares` yields, one per row."""
-    if len(parts) == 1 and isinstance(parts[0], Windows):
+    if len(parts) == 1 and isinstance(parts[0], Windows) and not parts[0].whole:
         return weight.flatten(2).permute(2, 0, 1).flatten(1)
     return weight.view(1, -1)
 
@@ -132,5 +132,8 @@ def _product_squares(part: Outer) -> Iterator[tuple[int, Tensor]]:
 
 
 def _window_squares(part: Windows) -> Iterator[tuple[int, Tensor]]:
+    if part.whole:
+        yield from ((0, found.square_().flatten(1)) for _, found in part.gradients())
+        return
     for rows, offset, block in part.products():
         yield offset, block.square_().view(rows.stop - rows.start, -1)

@@ -3,7 +3,8 @@
 For one offset of the kernel the gradient is a plain product of the output's gradient with the
 input shifted by that offset. Laid out flat with rows of equal width, a shifted input is a slice
 of the same memory: nothing is unfolded. A stride splits the input into phases, each of which is
-shifted by whole positions.
+shifted by whole positions. Where torch has fast kernels for it, the examples are handed to the
+convolution's own backward pass as groups of one example instead, which gives all offsets at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Windows:
         dilation: steps of the offsets in the signal.
         padding: zeros before the signal; what it lacks behind is added.
         groups: blocks that the channels of both fall into.
+        whole: whether all offsets come from one call, with the examples as groups: torch's own
+            convolution of the signal must have the grid's positions.
     """
 
     grid: Tensor
@@ -45,6 +48,7 @@ class Windows:
     dilation: tuple[int, ...]
     padding: tuple[int, ...]
     groups: int = 1
+    whole: bool = False
 
     @property
     def examples(self) -> int:
@@ -109,6 +113,35 @@ class Windows:
                     shifted = signals[phase][:, :, shift : shift + grid.shape[2]]
                     yield rows, offset, torch.bmm(grid, shifted.mT, out=out)
 
+    def gradients(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (examples, their gradients), shape (some, o, i / groups, *kernel).
+
+        Source: as vmap's rule for a convolution's weight: examples are independent groups.
+        """
+        outer, inner = self.grid.shape[1], self.signal.shape[1] // self.groups
+        each = max(self.grid[0].numel() + self.signal[0].numel(), outer * inner * prod(self.kernel))
+        step = max(1, LAID_OUT // max(1, each))
+        for start in range(0, self.examples, step):
+            rows = slice(start, min(start + step, self.examples))
+            grid, signal = self.grid[rows], self.signal[rows]
+            n = len(grid)
+            # Its shape alone is used.
+            weight = grid.new_empty(1).expand(n * outer, inner, *self.kernel)
+            _, found, _ = torch.ops.aten.convolution_backward(
+                grid.reshape(1, -1, *grid.shape[2:]),
+                signal.reshape(1, -1, *signal.shape[2:]),
+                weight,
+                None,
+                self.stride,
+                self.padding,
+                self.dilation,
+                False,
+                [0] * len(self.stride),
+                n * self.groups,
+                [False, True, False],
+            )
+            yield rows, found.view(n, outer, inner, *self.kernel)
+
     def _lay_out(self, padded: Tensor, signal: Tensor, phase: tuple[int, ...]) -> None:
         """Copy the signal's positions j * stride + phase - padding to j."""
         into, taken = [slice(None)] * 2, [slice(None)] * 2
@@ -129,6 +162,8 @@ class Windows:
 
     def dense(self, shape: torch.Size) -> Tensor:
         """Gradient of every example: shape (examples, *shape)."""
+        if self.whole:
+            return torch.cat([found for _, found in self.gradients()]).view(-1, *shape)
         out = self.grid.new_empty(self.examples, *shape[:2], prod(self.kernel))
         for rows, offset, block in self.products():
             out[rows, ..., offset] = block.view(-1, *shape[:2])
@@ -136,7 +171,8 @@ class Windows:
 
     def square_sum(self) -> Tensor:
         """Sum over the examples of the squared norm."""
-        return torch.stack([squared_norm(block) for _, _, block in self.products()]).sum()
+        found = self.gradients() if self.whole else self.products()
+        return torch.stack([squared_norm(block) for *_, block in found]).sum()
 
     def total(self, shape: torch.Size) -> Tensor:
         """Gradient summed over the examples: the parameter's shape."""
@@ -144,8 +180,14 @@ class Windows:
 
     def total_and_square_sum(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Both of them, forming every product once."""
+        sums: list[Tensor] = []
+        if self.whole:
+            whole = self.grid.new_zeros(shape)
+            for _, found in self.gradients():
+                sums.append(squared_norm(found))
+                whole += found.sum(0).view(shape)
+            return whole, torch.stack(sums).sum()
         total = self.grid.new_zeros(prod(self.kernel), *shape[:2])
-        sums = []
         for _, offset, block in self.products():
             sums.append(squared_norm(block))
             total[offset] += block.view(-1, *shape[:2]).sum(0)
