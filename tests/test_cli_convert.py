@@ -105,6 +105,9 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 BAD = [
     ("own.toml", "--batch-size"),
+    ("own.toml --new-replicas 8", "give --batch-size N"),
+    ("arguments.json --replicas 2", "give --batch-size N, or --new-replicas N"),
+    ("deepspeed.json --new-replicas 16", "give --batch-size N"),
     ("own.toml --batch-size 0", "--batch-size 0"),
     ("own.toml --batch-size 1.5", "--batch-size 1.5"),
     ("own.toml --batch-size many", "--batch-size many"),
@@ -166,7 +169,7 @@ BAD = [
     ("arguments.json --batch-size 512 --replicas 4 --dataset-size 100", "data"),
     ("lightning.yaml --batch-size 512 --replicas 8", "world size 8"),
     ("lightning.yaml --batch-size 512 --old-batch-size 64", "contradicts 32 x 1 x 4"),
-    ("arguments.json --batch-size 64 --replicas 2 --new-replicas 4", "add --write NEW"),
+    ("arguments.json --batch-size 64 --replicas 2 --new-replicas 3", "63 or 66"),
     ("arguments.json --batch-size 64 --replicas 2 --new-replicas 3 --write n.json", "63 or 66"),
     ("arguments.json --batch-size 64 --set batch_size=100", "a multiple of 32"),
     ("lightning.yaml --batch-size 256 --new-replicas 8 --write n.yaml", "says its own devices"),
@@ -312,6 +315,56 @@ def test_deepspeed_on_other_devices(folder, size, devices, passes):
     convert_file("deepspeed.json", batch_size=size, new_replicas=devices, target="new.json")
     text = json.loads((folder / "new.json").read_text())
     assert (text["train_batch_size"], text["gradient_accumulation_steps"]) == (size, passes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--batch-size 64 --replicas 2 --new-replicas 4",
+         "8 per device and pass x 2 passes x 4 devices: gradient_accumulation_steps becomes 2"),
+        ("--batch-size 64 --replicas 2 --new-replicas 8",
+         "8 per device and pass x 1 pass x 8 devices: gradient_accumulation_steps becomes 1"),
+        ("--batch-size 64 --replicas 2 --new-replicas 16",
+         "4 per device and pass x 1 pass x 16 devices: per_device_train_batch_size becomes 4 and"
+         " gradient_accumulation_steps becomes 1"),
+        ("--batch-size 64 --replicas 2",
+         "8 per device and pass x 4 passes x 2 devices: as it stands"),
+    ],
+)  # fmt: skip
+def test_the_same_batch_on_other_devices_changes_parts_of_the_file_only(
+    folder, capsys, options, words
+):
+    status, out, _ = run(capsys, "arguments.json", *options.split())
+    text = " ".join(out.split())
+    assert status == 0
+    assert "Nothing changes: the global batch is the same (64 examples)." in text
+    assert f"Note: In arguments.json the batch of 64 is {words}." in text
+
+
+def test_more_devices_and_nothing_else_are_a_larger_batch(folder):
+    found = convert_file("arguments.json", replicas=2, new_replicas=8)
+    assert (found.old_batch_size, found.new_batch_size) == (64, 256)
+    assert found.notes[-1].endswith("8 per device and pass x 4 passes x 8 devices: as it stands")
+    asked = convert_file("arguments.json", batch_size=256, replicas=2, new_replicas=8)
+    assert found == asked
+
+
+def test_parts_that_cannot_make_the_batch_are_told_but_do_not_refuse(folder):
+    found = convert_file("arguments.json", batch_size=65, replicas=2)
+    assert found.new_batch_size == 65
+    assert "take 64 or 66" in found.notes[-1]
+
+
+def test_deepspeed_without_a_micro_batch_keeps_its_passes(folder):
+    (folder / "parts.json").write_text(
+        '{"train_batch_size": 64, "gradient_accumulation_steps": 2,'
+        ' "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}'
+    )
+    found = convert_file("parts.json", batch_size=64, new_replicas=8)
+    assert "4 per device and pass x 2 passes x 8 devices: as it stands" in found.notes[-1]
+    convert_file("parts.json", batch_size=128, new_replicas=8, target="new.json")
+    text = json.loads((folder / "new.json").read_text())
+    assert (text["train_batch_size"], text["gradient_accumulation_steps"]) == (128, 2)
 
 
 def test_writing_prints_no_line_into_the_json(folder, capsys):

@@ -14,7 +14,11 @@ _POSITIVE = Number(float, 0, above=True)
 
 @click.command(short_help="Restate a recipe at another batch size, each change with its rule.")
 @click.argument("recipe", metavar="RECIPE")
-@click.option("--batch-size", type=COUNT, required=True, help="New global batch size.")
+@click.option(
+    "--batch-size",
+    type=COUNT,
+    help="New global batch size; what the file makes on --new-replicas if absent.",
+)
 @click.option("--noise-scale", type=_POSITIVE, help="Noise scale at the old batch size.")
 @click.option("--curvature", type=_POSITIVE, help="Largest curvature along the run.")
 @click.option("--rule", metavar="NAME", help="Rule for the rate; the recommended one if absent.")
@@ -25,7 +29,7 @@ _POSITIVE = Number(float, 0, above=True)
     help="What --batch-size counts; the recipe's unit if absent.",
 )
 @click.option("--replicas", type=COUNT, help="Devices of the old run, where the file is silent.")
-@click.option("--new-replicas", type=COUNT, help="Devices of the new run, for --write.")
+@click.option("--new-replicas", type=COUNT, help="Devices of the new run.")
 @click.option("--dataset-size", type=COUNT, help="Training examples, where it is silent.")
 @click.option(
     "--old-batch-size", type=COUNT, help="Global batch size of the old run, where it is silent."

@@ -75,7 +75,7 @@ def recipe_edits(file: RecipeFile, recipe: Recipe) -> dict[Path_, Any]:
         if new == old or name in file.implied:
             continue
         if name == "batch_size" and file.split is not None:
-            edits.update(_split_edits(file, file.split, new))
+            edits.update(split_edits(file, file.split, new))
         elif name in file.places:
             edits.update(_placed(file.places[name], old, new))
         elif name not in file.given or new != getattr(file.recipe, name):
@@ -125,8 +125,20 @@ def _placed(places: tuple[Path_, ...], old: Any, new: Any) -> dict[Path_, Any]:
     return dict.fromkeys(places, new)
 
 
-def _split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_, Any]:
-    """Keep the examples per device and pass where possible, and change the passes."""
+def split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_, Any]:
+    """Keep the examples per device and pass where possible, and change the passes.
+
+    Args:
+        file: what was read.
+        split: its parts, on the devices that are meant.
+        batch_size: the new global batch.
+
+    Returns:
+        New values by place; empty where the parts make this batch.
+
+    Raises:
+        InvalidInputError: they cannot make it.
+    """
     parts = split.micro * split.accumulation * split.world_size
     if parts != file.recipe.batch_size:
         raise InvalidInputError(
@@ -135,18 +147,28 @@ def _split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_,
             f" devices = {parts}",
             "give the number of devices, or correct the file",
         )
-    micro, accumulation = _resplit(file, split, batch_size)
+    micro, accumulation = resplit(file, split, batch_size)
     edits: dict[Path_, Any] = {}
     if micro != split.micro and split.micro_at is not None:
         edits[split.micro_at] = micro
     if accumulation != split.accumulation and split.accumulation_at is not None:
         edits[split.accumulation_at] = accumulation
-    if split.total_at is not None:
+    if split.total_at is not None and file.said.get("batch_size") != batch_size:
         edits[split.total_at] = batch_size
     return edits
 
 
-def _resplit(file: RecipeFile, split: Split, batch_size: int) -> tuple[int, int]:
+def resplit(file: RecipeFile, split: Split, batch_size: int) -> tuple[int, int]:
+    """Return examples per device and pass, and passes, that make a global batch.
+
+    Args:
+        file: what was read.
+        split: its parts, on the devices that are meant.
+        batch_size: the global batch.
+
+    Raises:
+        InvalidInputError: nothing near the old parts makes it.
+    """
     each, rest = divmod(batch_size, split.world_size)
     if rest or not each:
         raise InvalidInputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from noisescale.errors import InvalidInputError
 from noisescale.formats.recipe_file import RecipeFile, read_recipe
-from noisescale.formats.recipe_writing import write_recipe
+from noisescale.formats.recipe_writing import resplit, split_edits, write_recipe
 from noisescale.plan.convert import convert
 from noisescale.records import Change, Conversion
 from noisescale.run.overrides import parse_overrides, recipe_changes
@@ -18,7 +18,7 @@ from noisescale.run.overrides import parse_overrides, recipe_changes
 def convert_file(
     path: str | PathLike[str],
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     rule: str | None = None,
     noise_scale: float | None = None,
     curvature: float | None = None,
@@ -36,13 +36,14 @@ def convert_file(
     Args:
         path: a TOML, YAML or JSON file: our own flat keys, or a configuration of Transformers,
             DeepSpeed, Lightning or timm.
-        batch_size: see :func:`noisescale.plan.convert.convert`, as the next four are.
+        batch_size: see :func:`noisescale.plan.convert.convert`, as the next four are; by default
+            what the file's parts make on ``new_replicas`` devices.
         rule: name of the rule for the rate.
         noise_scale: at the old batch size, in the recipe's unit.
         curvature: largest along the run.
         unit: what ``batch_size`` counts.
         replicas: devices of the old run, where the file does not say it.
-        new_replicas: devices of the new run, for ``target``; those of the old run by default.
+        new_replicas: devices of the new run; those of the old run by default.
         old_batch_size: global batch size of the run, where the file does not say it.
         dataset_size: training examples, where the file does not say it.
         kind: whose keys the file has (``noisescale``, ``transformers``, ``deepspeed``,
@@ -51,7 +52,8 @@ def convert_file(
         target: a new file, a copy of the old one with the new values.
 
     Returns:
-        The conversion; each change knows the file's own key.
+        The conversion; each change knows the file's own key, and a note tells how the file's
+        parts make the new batch.
 
     Raises:
         InvalidInputError: the file cannot be read, says a rate that its own framework scales
@@ -64,7 +66,7 @@ def convert_file(
     file = _read(path, replicas, _old_batch_size(old_batch_size, given), about)
     done = convert(
         file.recipe,
-        batch_size=batch_size,
+        batch_size=_new_batch_size(file, new_replicas) if batch_size is None else batch_size,
         rule=rule,
         noise_scale=noise_scale,
         curvature=curvature,
@@ -74,12 +76,13 @@ def convert_file(
     if not done.unchanged:
         _refuse_scaling_twice(file)
     if new_replicas is not None:
-        file = _on_devices(file, new_replicas, done.new_batch_size, target)
+        file = _on_devices(file, new_replicas, done.new_batch_size)
     done = _in_the_words_of(file, done)
+    parts = _parts(file, done.new_batch_size, required=new_replicas is not None)
     if target is None:
-        return done
+        return dataclasses.replace(done, notes=(*done.notes, *parts))
     written = write_recipe(file, done.recipe, target)
-    notes = (*done.notes, *written.notes, *_split_of(written))
+    notes = (*done.notes, *written.notes, *parts)
     return dataclasses.replace(done, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -120,12 +123,20 @@ def _read(
     return file
 
 
-def _on_devices(file: RecipeFile, devices: int, size: int, target: object) -> RecipeFile:
-    """Return a file as it is to be written for another number of devices."""
-    if target is None:
+def _new_batch_size(file: RecipeFile, devices: int | None) -> int:
+    """Return the global batch of a file that stays as it is on other devices."""
+    split = file.split
+    if devices is None or split is None or split.total_at is not None:
         raise InvalidInputError(
-            f"--new-replicas {devices}", "it belongs to --write NEW", "add --write NEW"
+            "no --batch-size",
+            "the new global batch is required",
+            "give --batch-size N, or --new-replicas N where the file says examples per device",
         )
+    return split.micro * split.accumulation * devices
+
+
+def _on_devices(file: RecipeFile, devices: int, size: int) -> RecipeFile:
+    """Return a file as it is to be written for another number of devices."""
     if file.split is None:
         return file  # it writes the global batch, whatever the devices
     if file.kind == "lightning" and _says_devices(file):
@@ -135,6 +146,10 @@ def _on_devices(file: RecipeFile, devices: int, size: int, target: object) -> Re
             "change trainer.devices in a copy and convert that, or leave --new-replicas out",
         )
     split = dataclasses.replace(file.split, world_size=devices)
+    each, rest = divmod(size, split.accumulation * devices)
+    if split.micro_at is None and file.world_size is None and each and not rest:
+        # Nobody said what one device held: the passes are what the file says.
+        split = dataclasses.replace(split, micro=each)
     says = split.micro * split.accumulation * devices
     recipe = file.recipe.with_changes(batch_size=says)
     # Where the parts are right already a total beside them may still be the old one: writing
@@ -154,15 +169,28 @@ def _says_devices(file: RecipeFile) -> bool:
     return False
 
 
-def _split_of(file: RecipeFile) -> tuple[str, ...]:
-    """Say how the written file makes its global batch."""
-    if file.split is None:
+def _parts(file: RecipeFile, size: int, *, required: bool) -> tuple[str, ...]:
+    """Say how the file's parts make a global batch, and which of them change for it."""
+    split = file.split
+    if split is None:
         return ()
-    micro, passes = file.split.micro, file.split.accumulation
+    try:
+        edits = split_edits(file, split, size)
+        micro, passes = resplit(file, split, size)
+    except InvalidInputError as error:
+        if required:
+            raise
+        return (str(error),)  # it matters to who writes the file
+    changed = [f"{'.'.join(map(str, place))} becomes {new}" for place, new in edits.items()]
     return (
-        f"the batch of {file.recipe.batch_size:,} in {file.path.name} is {micro} per device and"
-        f" pass x {passes} passes x {file.split.world_size} devices",
+        f"in {file.path.name} the batch of {size:,} is {micro} per device and pass x"
+        f" {_several(passes, 'pass', 'es')} x {_several(split.world_size, 'device', 's')}: "
+        + (" and ".join(changed) if changed else "as it stands"),
     )
+
+
+def _several(count: int, what: str, ending: str) -> str:
+    return f"{count} {what}{ending if count != 1 else ''}"
 
 
 def _refuse_unknown_devices(file: RecipeFile) -> None:
