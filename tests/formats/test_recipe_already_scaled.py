@@ -30,6 +30,7 @@ SCALED: list[tuple[dict[str, Any], str]] = [
         "dynamic_batching.lr_scaling_method is linear",
     ),
     ({"stages": [{"scale_lr": True}]}, "stages.0.scale_lr is true"),
+    ({"batch": 16, "lr0": 0.01, "nbs": 64}, "nbs is 64: passes are accumulated up to"),
 ]
 NOT_SCALED: list[dict[str, Any]] = [
     {"lr": 0.1},
@@ -44,6 +45,8 @@ NOT_SCALED: list[dict[str, Any]] = [
     {"rope_scaling": {"type": "linear", "factor": 2}},
     {"run_dir": "runs/lr*/batch_size"},
     {"lr_scale": 0.5},
+    {"nbs": 0},
+    {"nbs": None},
     {1: {2: [3, {4: 5}]}},
 ]
 
@@ -70,6 +73,29 @@ def test_files_of_every_kind_say_it(tmp_path: Path) -> None:
     assert read_recipe(written(tmp_path, "d.json", table)).already_scaled is not None
     pl = written(tmp_path, "l.yaml", LIGHTNING.replace("width: 64", "scale_lr: true"))
     assert "model.init_args.scale_lr is true" in str(read_recipe(pl).already_scaled)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch: 16\nlr0: 0.01\nmomentum: 0.937\nnbs: 64\n", "nbs is 64"),
+        (
+            "optim_wrapper: {optimizer: {type: SGD, lr: 0.02}}\n"
+            "auto_scale_lr: {enable: true, base_batch_size: 16}\n",
+            "auto_scale_lr.enable is true",
+        ),
+        ("SOLVER: {BASE_LR: 0.02, IMS_PER_BATCH: 16, REFERENCE_WORLD_SIZE: 8}\n", "SOLVER.REF"),
+        (
+            "train: {batch_size_per_gpu: 64}\noptim: {base_lr: 0.1, scaling_rule: linear}\n",
+            "optim.s",
+        ),
+    ],
+    ids=["ultralytics", "mmengine", "detectron2", "dinov2"],
+)
+def test_files_of_no_kind_of_ours_say_it_too(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        read_recipe(written(tmp_path, "config.yaml", text))
+    assert "change the batch size there and let it scale" in str(caught.value)
 
 
 def test_a_rate_that_is_computed_from_the_devices_is_no_number_but_says_why(

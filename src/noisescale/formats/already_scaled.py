@@ -39,6 +39,9 @@ _REFERENCES = frozenset(
     }
 )
 """A batch size (or number of devices) for which the rate is meant: mmengine, timm, Detectron2."""
+_NOMINAL = "nbs"
+"""Ultralytics' nominal batch size: smaller batches are accumulated up to it, and the weight decay
+follows what comes of that."""
 _OFF = frozenset({"", "none", "null", "false", "no", "off", "disabled", "constant"})
 _RATE = re.compile(r"(base_|blr|peak_|max_)?(lr|learning_rate|blr)(_base)?")
 _SIZES = re.compile(r"world_?size|devices|gpus?\b|n_?gpus?|num_nodes|batch_?size|n_?proc", re.I)
@@ -51,7 +54,7 @@ def is_scaling_key(key: str) -> bool:
     >>> is_scaling_key("auto_scale_lr"), is_scaling_key("lr")
     (True, False)
     """
-    return key.lower() in _SWITCHES | _RULES | _REFERENCES
+    return key.lower() in _SWITCHES | _RULES | _REFERENCES | {_NOMINAL}
 
 
 def already_scaled(data: Mapping[str, Any]) -> str | None:
@@ -112,6 +115,11 @@ def _reason(key: str, value: Any) -> str | None:
         return f" is {_word(value)}: the rate is scaled by this rule {after}"
     if key in _REFERENCES and _is_on(value) and not isinstance(value, Mapping):
         return f" is {_word(value)}: the rate is meant for this size and is scaled from it {after}"
+    if key == _NOMINAL and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return (
+            f" is {value}: passes are accumulated up to this batch size, and the weight decay is"
+            f" scaled from it, {after}"
+        )
     if _is_computed(key, value):
         return f" is {_word(value)}: the rate is computed from the batch size or devices {after}"
     return None

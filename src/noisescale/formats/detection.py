@@ -32,6 +32,7 @@ _DEEPSPEED = (
     "steps_per_print",
 )
 _TIMM = ("opt", "lr_base", "lr_base_size", "sched", "opt_betas", "opt_eps", "clip_grad")
+_NOT_ONE = (Mapping, type(None))
 _OWN = (
     "lr",
     "learning_rate",
@@ -66,9 +67,14 @@ def detected_kind(data: Mapping[str, Any], path: Path) -> str:
         scaled = already_scaled(data)
         raise InvalidInputError(
             f"{path}",
-            "no keys of a recipe that is known"
-            + (f" ({scaled[0].lower()}{scaled[1:].rstrip('.')})" if scaled else ""),
-            "write at least lr and batch_size, or name whose keys it has: " + ", ".join(KINDS),
+            "no keys of a recipe that is known" + (f" ({scaled.rstrip('.')})" if scaled else ""),
+            (
+                "change the batch size there and let it scale, or write lr and batch_size into"
+                " a file of our own keys"
+                if scaled
+                else "write at least lr and batch_size, or name whose keys it has: "
+                + ", ".join(KINDS)
+            ),
         )
     said = " and ".join(f"{kind} ({key})" for kind, key in evidence.items())
     raise InvalidInputError(
@@ -77,7 +83,8 @@ def detected_kind(data: Mapping[str, Any], path: Path) -> str:
 
 
 def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if data.get(key) is not None), None)
+    # A table under such a name is someone else's: DINOv2's optim.
+    return next((key for key in keys if not isinstance(data.get(key), _NOT_ONE)), None)
 
 
 def _transformers(data: Mapping[str, Any]) -> str | None:
