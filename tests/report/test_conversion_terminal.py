@@ -44,6 +44,18 @@ def test_at_any_width_nothing_is_cut(size, facts, width):
         assert {"Goyal", "2017", "Busbridge", "2023", "arithmetic"} <= words
 
 
+@pytest.mark.parametrize("width", range(70, 124))
+def test_papers_are_whole_beside_long_names(width):
+    old = Recipe(optimizer="adamw", lr=1e-4, weight_decay=0.01, batch_size=64)
+    found = convert(old, batch_size=128)
+    rows = [dataclasses.replace(c, key=f"optimizer.params.{c.name}") for c in found.changes]
+    text = shown(dataclasses.replace(found, changes=tuple(rows)), width, render_conversion_briefly)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert {"Malladi", "al.", "2022", "Wang", "Aitchison", "2024", "timescale"} <= {
+        word.rstrip(":") for word in text.split()
+    }
+
+
 @pytest.mark.parametrize(("size", "facts"), SIZES[:2])
 def test_reasons_and_other_rules_follow(size, facts):
     found = convert(WHOLE, batch_size=size, **facts)

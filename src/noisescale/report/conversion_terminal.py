@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _Row = tuple[str, str, str, str, str]
-_GAPS = 10  # columns between the five of the table and, as rich counts, at its ends
+_GAPS = 8  # columns between the five of the table
 _PAPER = re.compile(r"(?:[A-Z][\w-]+, )*[A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)? \d{4}")
 
 
@@ -62,9 +62,10 @@ def _changes(conversion: Conversion, console: Console | None) -> list[Renderable
     if not conversion.changes:
         return []
     rows = list(_rows(conversion))
-    if sum(_least_widths(rows)) + _GAPS > (console or Console()).width:
+    room = min((console or Console()).width, terminal._WIDTH) - _GAPS
+    if sum(_least_widths(rows)) > room:
         return [*_stacked(rows), ""]
-    return [_table(rows), ""]
+    return [_table(rows, room), ""]
 
 
 def _least_widths(rows: Sequence[_Row]) -> list[int]:
@@ -74,13 +75,25 @@ def _least_widths(rows: Sequence[_Row]) -> list[int]:
     return [*(max(map(len, texts)) for texts in (names, old, new)), *words]
 
 
-def _table(rows: Sequence[_Row]) -> Table:
+def _folded_widths(rows: Sequence[_Row], room: int) -> tuple[int, int]:
+    """Return the columns of rule and source, which share what names and numbers leave.
+
+    rich shrinks both alike, below the least width of the one, and then cuts the other.
+    """
+    *fixed, least_rule, least_source = _least_widths(rows)
+    room -= sum(fixed)
+    wanted = max(len(row[4]) for row in rows)
+    source = max(least_source, min(wanted, room - least_rule))
+    return min(max(len(row[3]) for row in rows), room - source), source
+
+
+def _table(rows: Sequence[_Row], room: int) -> Table:
     table = terminal._grid("what", "old", "new", "rule", "source")
     # Names and numbers are what is read and copied: the rest is folded where there is no room.
     for column in table.columns[:3]:
         column.no_wrap = True
-    for column, width in zip(table.columns[3:], _least_widths(rows)[3:], strict=True):
-        column.justify, column.min_width = "left", width
+    for column, width in zip(table.columns[3:], _folded_widths(rows, room), strict=True):
+        column.justify, column.width = "left", width
     for name, old, new, rule, source in rows:
         table.add_row(
             terminal._styled(name),
