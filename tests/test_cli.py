@@ -293,7 +293,8 @@ def test_help_lists_the_finished_commands_only(capsys):
     listed = [
         line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()
     ]
-    commands = ["advise", "measure", "split", "tradeoff", "sweep", "branch", "report"]
+    commands = ["advise", "measure", "split", "convert", "schedule"]
+    commands += ["tradeoff", "sweep", "branch", "audit", "report"]
     assert (status, listed) == (0, commands)
     assert run(capsys)[:2] == (0, out)
     assert run(capsys, "--version")[:2] == (0, f"noisescale {noisescale.__version__}\n")
