@@ -164,7 +164,8 @@ def _position(recipe: Recipe, name: str, steps: Any) -> int:
             f"{name} {steps!r}", "a number of steps is required", f"change {name}"
         )
     # In whole steps: a recipe restated from another batch size has fractions of them.
-    return round(steps) * recipe.batch_size
+    whole: int = round(steps)
+    return whole * recipe.batch_size
 
 
 def _number(table: dict[str, Any], key: str, default: float) -> float:
