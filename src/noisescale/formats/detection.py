@@ -32,7 +32,6 @@ _DEEPSPEED = (
     "steps_per_print",
 )
 _TIMM = ("opt", "lr_base", "lr_base_size", "sched", "opt_betas", "opt_eps", "clip_grad")
-_NOT_ONE = (Mapping, type(None))
 _OWN = (
     "lr",
     "learning_rate",
@@ -83,15 +82,16 @@ def detected_kind(data: Mapping[str, Any], path: Path) -> str:
 
 
 def _first(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    # A table under such a name is someone else's: DINOv2's optim.
-    return next((key for key in keys if not isinstance(data.get(key), _NOT_ONE)), None)
+    return next((key for key in keys if data.get(key) is not None), None)
 
 
 def _transformers(data: Mapping[str, Any]) -> str | None:
     if _deepspeed(data) or _timm(data):
         return None
     steps = data.get("max_steps") is not None and data.get("learning_rate") is not None
-    return "max_steps" if steps else _first(data, _TRANSFORMERS)
+    # A table under such a name is someone else's: DINOv2's optim.
+    plain = {key: value for key, value in data.items() if not isinstance(value, Mapping)}
+    return "max_steps" if steps else _first(plain, _TRANSFORMERS)
 
 
 def _deepspeed(data: Mapping[str, Any]) -> str | None:
