@@ -12,9 +12,11 @@ from torch import nn
 
 from noisescale.errors import InvalidInputError
 from noisescale.plan.schedule.noise_driven import CostOptimal, NoiseDriven
+from noisescale.plan.schedule.plan import plan_schedule
 from noisescale.plan.schedule.rates import cosine
 from noisescale.plan.schedule.sizes import Sizes
 from noisescale.plan.schedule.text import parse_schedule
+from noisescale.records import Recipe, SchedulePlan
 from noisescale.records.schedule import BatchPiece, BatchSchedule
 from noisescale.train import BatchSizeSchedule, GradientAccumulation, ResizableBatchSampler
 from saved_states import through_a_file
@@ -95,6 +97,24 @@ def test_five_lines_in_a_plain_loop():
     assert sizes == [4] * 6 + [12] * 3
     assert str(schedule) == "update 9 at 60 examples: global batch 12 examples"
     del model
+
+
+def test_a_plan_is_its_schedule_also_after_json():
+    recipe = Recipe(
+        lr=0.1,
+        batch_size=4,
+        dataset_size=600,
+        total_steps=100,
+        schedule={"kind": "step", "milestones": [50], "gamma": 0.5},
+    )
+    plan = SchedulePlan.from_json(plan_schedule(recipe, grow=True).to_json())
+    positions = []
+    for either in (plan, plan.schedule):
+        optimizer, sampler = sgd(a_model()), sampled(last="carry")
+        schedule = BatchSizeSchedule(either, sampler, optimizer)
+        walk(schedule, sampler, 250)
+        positions.append((schedule.position, schedule.batch_size, optimizer.param_groups[0]["lr"]))
+    assert positions[0] == positions[1] == (50 * 4 + 7 * 8, 8, 0.1)
 
 
 def test_groups_keep_their_ratio_and_tensors_stay_tensors():
@@ -238,6 +258,8 @@ def test_plans_that_cannot_be_made_are_refused_at_once():
             {"plan": parse_schedule("0:12", unit="tokens"), "sequence_length": 5},
             "batch_size 12 tokens: does not divide into sequences of 5 tokens; the nearest are 10",
         ),
+        ({"plan": "0:4 30:12"}, "a plan of type str: a schedule record, a function"),
+        ({"plan": {"pieces": []}}, "a plan of type dict: a schedule record, a function"),
         ({"coupling": "log"}, "coupling 'log': not a coupling"),
         ({"plan": lambda _: 4}, "give coupling='linear', 'square_root' or 'none'"),
         ({"plan": lambda _: 4, "coupling": "plan"}, "the plan says no rates"),

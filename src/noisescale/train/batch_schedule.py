@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.records import SchedulePlan
 from noisescale.train.accumulation import GradientAccumulation
 from noisescale.train.arguments import take_state, whole
 from noisescale.train.batching import ResizableBatchSampler
@@ -62,8 +63,9 @@ class BatchSizeSchedule:
         unit: what positions and sizes count.
 
     Args:
-        plan: a schedule record (sizes and rates by position), a function from position to size,
-            which must say the same whenever it is asked, or a controller driven by noise.
+        plan: a schedule record (sizes and rates by position) or a plan that holds one, a function
+            from position to size, which must say the same whenever it is asked, or a controller
+            driven by noise.
         driven: the sampler of the loop's loader, or the accumulation.
         optimizer: whose learning rates are set; None leaves rates alone.
         coupling: ``plan`` (the plan's rate; the default where it has one), ``linear`` or
@@ -96,7 +98,7 @@ class BatchSizeSchedule:
 
     def __init__(
         self,
-        plan: PlannedSizes | Controller | Callable[[int], int],
+        plan: PlannedSizes | SchedulePlan | Controller | Callable[[int], int],
         driven: Driven,
         optimizer: torch.optim.Optimizer | None = None,
         *,
@@ -106,7 +108,8 @@ class BatchSizeSchedule:
         noise: Any = None,
         every: int = 100,
     ) -> None:
-        self._plan, self._driven, self._optimizer = plan, driven, optimizer
+        self._plan = plan = _sizes_of(plan)
+        self._driven, self._optimizer = driven, optimizer
         self.unit = str(getattr(plan, "unit", "examples"))
         self._per_example = _per_example(self.unit, sequence_length)
         self.updates = 0
@@ -293,6 +296,19 @@ class BatchSizeSchedule:
                 group["lr"].fill_(rate * factor)
             else:
                 group["lr"] = rate * factor
+
+
+def _sizes_of(plan: Any) -> PlannedSizes | Controller | Callable[[int], int]:
+    if isinstance(plan, SchedulePlan):
+        return plan.schedule
+    if isinstance(plan, PlannedSizes | Controller) or callable(plan):
+        return plan
+    raise InvalidInputError(
+        f"a plan of type {type(plan).__name__}",
+        "a schedule record, a function from position to size or a controller is required",
+        "read text by parse_schedule(text, unit=...), the command's --json by"
+        " SchedulePlan.from_json",
+    )
 
 
 def _own_rates(optimizer: torch.optim.Optimizer) -> list[float]:
