@@ -21,9 +21,9 @@ class AuditGroup(Record):
         weighted: the same mean, weighted by their examples.
         replicas: mean of the replicas' gradients; None also where none ran.
         floating_point: the same pass on the examples in another order, without random numbers:
-            what rounding alone does.
+            what rounding alone does; None also where random numbers cannot be switched off.
         tolerance: what is taken for rounding: several times that, or spacings of the numbers
-            that the passes compute in.
+            that the passes compute in; or for chance, where random numbers cannot be switched off.
         rng: the same pass with other random numbers; 0 where none are drawn.
         same: whether accumulation and replicas, as they are, stay within the tolerance here.
     """

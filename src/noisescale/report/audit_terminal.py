@@ -108,7 +108,8 @@ def _differences(audit: Audit) -> Table:
     columns += ["weighted"] if partial else []
     columns += ["replicas"] if audit.total.replicas is not None else []
     columns += ["redrawn"] if audit.total.rng else []
-    columns += ["rounding"]
+    known = audit.total.floating_point is not None
+    columns += ["rounding"] if known else []
     table = terminal._grid(*columns)
     for row in (audit.total, *_shown(audit)):
         cells = [row.name or "all"]
@@ -116,7 +117,7 @@ def _differences(audit: Audit) -> Table:
         cells += [_percent(row.weighted)] if partial else []
         cells += [_percent(row.replicas)] if audit.total.replicas is not None else []
         cells += [_percent(row.rng)] if audit.total.rng else []
-        cells += [_percent(row.floating_point)]
+        cells += [_percent(row.floating_point)] if known else []
         table.add_row(
             *(terminal._styled(cell) for cell in cells), style="" if row.same else "yellow"
         )
@@ -140,8 +141,11 @@ def _legend(audit: Audit) -> list[RenderableType]:
     if total.rng:
         lines.append("redrawn: one pass with other random numbers")
     lines.append(
-        "rounding: the same examples in another order, without random numbers; differences up to"
-        f" {_percent(total.tolerance)} are taken for it"
+        "random numbers cannot be switched off: differences of means over draws up to"
+        f" {_percent(total.tolerance)} are taken for chance"
+        if total.floating_point is None
+        else "rounding: the same examples in another order, without random numbers; differences up"
+        f" to {_percent(total.tolerance)} are taken for it"
     )
     hidden = len(audit.groups) - len(_shown(audit))
     if hidden and len(audit.groups) > 1:

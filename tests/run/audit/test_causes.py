@@ -116,6 +116,20 @@ def test_a_loss_scaled_by_the_batch_size_is_named():
     found = alone(made)
     assert kinds(found) == {"sum"}
     assert cause(found, "sum").ratio == near(0.5)
+    assert cause(found, "sum").remedy.startswith("return the mean over the examples, whatever")
+
+
+def test_tokens_that_the_loss_shifts_by_itself_are_counted():
+    def loss(model, tokens):
+        (tokens,) = tokens
+        hidden = model(F.one_hot(tokens[:, :-1], WIDTH).float().flatten(0, 1))
+        return F.cross_entropy(hidden, tokens[:, 1:].flatten() % CLASSES, ignore_index=0)
+
+    lengths = torch.arange(1, 65)[:, None] % TOKENS
+    tokens = (1 + data()[1][:, None] % 3).expand(-1, TOKENS)
+    made = workload(loss=loss, train=(tokens.masked_fill(torch.arange(TOKENS) > lengths, 0),))
+    one = cause(alone(made), "token_mean")
+    assert "the entries of batch[0][:, 1:] that are not 0" in one.evidence
 
 
 def test_a_sum_beside_a_penalty_is_no_mixing():
@@ -350,6 +364,10 @@ def test_random_numbers_that_nothing_stops_are_averaged():
     assert (found.verdict, kinds(found)) == ("same_in_expectation", {"random"})
     assert cause(found, "random").where == ("(outside of modules)",)
     assert "16 seeds" in cause(found, "random").evidence
+    assert "drawn over the batch (mixup" in cause(found, "random").remedy
+    # What was seen is no rounding, and what was not seen is not claimed.
+    assert found.total.floating_point is None
+    assert f"a difference below {found.total.tolerance:.1%}" in found.detail
 
     def wrong(model, batch):
         return loss(model, batch) * len(batch[0])

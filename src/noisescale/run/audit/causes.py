@@ -61,12 +61,14 @@ class Analyst:
         """Whether no weights restore equality, so that no other cause can be judged by it."""
         return self._fit.kind in ("none", "sum_and_constant")
 
-    def _cause(self, kind: str, evidence: str, **fields: object) -> AuditCause:
+    def _cause(
+        self, kind: str, evidence: str, *, remedy: str | None = None, **fields: object
+    ) -> AuditCause:
         return AuditCause(
             kind=kind,
             affects=(self._side,),
             evidence=evidence,
-            remedy=sentences.REMEDIES[kind],
+            remedy=sentences.REMEDIES[remedy or kind],
             **fields,  # type: ignore[arg-type]
         )
 
@@ -90,7 +92,14 @@ class Analyst:
             relative = self._relative(mean.gradient, whole.gradient)
             difference = abs(times - 1) if relative is None else relative
         evidence = sentences.summed(self._fit.kind, times, len(self._parts))
-        return self._cause("sum", evidence, difference=difference, ratio=times)
+        scaled = self._fit.kind in ("scaled", "rescaled")
+        return self._cause(
+            "sum",
+            evidence,
+            remedy="scaled" if scaled else "sum",
+            difference=difference,
+            ratio=times,
+        )
 
     def _weighting(self) -> AuditCause:
         """A mean over something else than examples."""
@@ -207,7 +216,15 @@ class Analyst:
             if known.dropout:
                 difference = self._one_draw(dataclasses.replace(drawing, quiet="functions"))
             evidence = sentences.random(known.quiet, seeds=len(self._bench.seeds))
-            found.append(self._cause("random", evidence, where=known.other, difference=difference))
+            found.append(
+                self._cause(
+                    "random",
+                    evidence,
+                    remedy="random_left" if known.left else "random",
+                    where=known.other,
+                    difference=difference,
+                )
+            )
         return found
 
     def _alone(self, condition: Condition) -> tuple[float | None] | None:

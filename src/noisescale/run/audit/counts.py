@@ -47,8 +47,17 @@ def _counts(batch: Any) -> Iterator[tuple[str, float]]:
         if not tensor.is_floating_point() and not tensor.is_complex():
             for value in IGNORED:
                 yield f"the entries of {path} that are not {value}", float((tensor != value).sum())
+            yield from _shifted(path, tensor)
         yield f"the sum of {path}", float(tensor.double().sum().real)
         yield f"the entries of {path}", float(tensor.numel())
+
+
+def _shifted(path: str, tensor: Tensor) -> Iterator[tuple[str, float]]:
+    """Count what language models predict: the tokens but the first of each sequence."""
+    if tensor.dim() == 2:
+        for value in IGNORED:
+            count = float((tensor[:, 1:] != value).sum())
+            yield f"the entries of {path}[:, 1:] that are not {value}", count
 
 
 def _leaves(thing: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -217,7 +219,8 @@ class _Audit:
             last_micro_batch=len(self._parts[-1]),
             last_window=size % request.batch_size,
             verdict=verdict,
-            detail=verdicts.sentence(verdict, causes_found, kept),
+            detail=verdicts.sentence(verdict, causes_found, kept)
+            + verdicts.resolution(verdict, total, left=randomness is not None and randomness.left),
             causes=causes_found,
             total=total,
             groups=groups,
@@ -249,8 +252,9 @@ class _Audit:
         rounding = allowed = floor = nothing
         if randomness is not None:
             quiet = Condition(quiet=randomness.quiet)
-            rounding, allowed = bench.rounding(quiet), bench.tolerance(quiet)
-            floor = randomness.floor
+            unknown = Sizes(dict.fromkeys(nothing.groups, math.nan))
+            rounding = unknown if randomness.left else bench.rounding(quiet)
+            allowed, floor = bench.tolerance(quiet), randomness.floor
         return verdicts.rows(
             bench.inventory,
             sizes(compared.whole, bench.inventory),
@@ -347,9 +351,10 @@ def _left_alone() -> Iterator[Callable[[nn.Module], None]]:
         context = untouched(model)
         context.__enter__()
         held.append(context)
-        # Every part has another size, for which compiled code would be made anew.
-        uncompiled.append(Uncompiled(model))
-        uncompiled[-1].hold()
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and loading it takes seconds
+            # Every part has another size, for which compiled code would be made anew.
+            uncompiled.append(Uncompiled(model))
+            uncompiled[-1].hold()
         model.train()
 
     try:

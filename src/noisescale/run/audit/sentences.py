@@ -8,13 +8,14 @@ from noisescale.run.audit.mixing import Mixers
 
 REMEDIES = {
     "token_mean": (
-        "add up the loss of all that counts, and divide by its number in the whole batch, over"
-        " all micro-batches and replicas"
+        "add up the loss of all that counts, and divide by its number (or sum of weights) in the"
+        " whole batch, over all micro-batches and replicas"
     ),
     "sum": (
         "return the mean over the examples; if the sum is meant, add micro-batches without"
         " dividing and sum over replicas"
     ),
+    "scaled": "return the mean over the examples, whatever the size of the batch",
     "partial_window": (
         "weight every micro-batch by its number of examples, or take a micro-batch size that"
         " divides the batch"
@@ -28,12 +29,17 @@ REMEDIES = {
         " batches of one size, frozen statistics, or SyncBatchNorm between replicas"
     ),
     "mixing": (
-        "let the loss see the whole batch: gather over replicas, cache representations over"
-        " micro-batches; else count the micro-batch as its batch size"
+        "a loss that compares examples must see the whole batch: gather over replicas, cache"
+        " representations over micro-batches; a root or ratio of means can become a mean over"
+        " examples; else count the micro-batch as the batch size of such a loss"
     ),
     "state": "update such buffers once per optimizer step, after the last micro-batch",
     "dropout": "none is needed: on average over masks both are equal; compare several seeds",
     "random": "none is needed: on average over draws both are equal; compare several seeds",
+    "random_left": (
+        "none is needed where every example draws for itself; what is drawn over the batch (mixup,"
+        " random pairs) depends on its size"
+    ),
     "replicas": "call the model itself in the loss, so that DistributedDataParallel sees it",
     "unexplained": "compare the groups below, and the passes one by one",
 }
@@ -107,7 +113,10 @@ def mixing(mixers: Mixers, *, frozen: bool, order_matters: bool) -> str:
     if mixers.modules:
         text += "; modules give an example another output when half of the batch is left out"
     elif mixers.model_keeps_apart:
-        text += "; the model keeps examples apart, so the loss mixes them"
+        text += (
+            "; the model's outputs keep examples apart, so the loss mixes them, or what it takes"
+            " from the model besides (a balancing term)"
+        )
     else:
         text += ": the loss or the model mixes the examples"
     if order_matters:

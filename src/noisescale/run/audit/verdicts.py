@@ -159,6 +159,13 @@ def sentence(verdict: str, causes: tuple[AuditCause, ...], replicas: AuditReplic
     return f"{' and '.join(affected)} {verb} the gradient, through {listed}"
 
 
+def resolution(verdict: str, total: AuditGroup, *, left: bool) -> str:
+    """Limit what was said where random numbers could not be switched off."""
+    if verdict not in ("same", "same_in_expectation") or not left or total.tolerance is None:
+        return ""
+    return f" (a difference below {total.tolerance:.1%} of it could not be seen)"
+
+
 def failure(replicas: AuditReplicas) -> tuple[str, ...]:
     """Warn of replicas that did not run."""
     if replicas.outcome == "failed":
