@@ -260,6 +260,8 @@ def test_plans_that_cannot_be_made_are_refused_at_once():
         ),
         ({"plan": "0:4 30:12"}, "a plan of type str: a schedule record, a function"),
         ({"plan": {"pieces": []}}, "a plan of type dict: a schedule record, a function"),
+        ({"driven": [[0, 1]]}, "a schedule that drives a list: a ResizableBatchSampler or"),
+        ({"optimizer": nn.Linear(1, 1)}, "optimizer of type Linear: a torch.optim.Optimizer"),
         ({"coupling": "log"}, "coupling 'log': not a coupling"),
         ({"plan": lambda _: 4}, "give coupling='linear', 'square_root' or 'none'"),
         ({"plan": lambda _: 4, "coupling": "plan"}, "the plan says no rates"),
@@ -275,10 +277,31 @@ def test_plans_that_cannot_be_made_are_refused_at_once():
     ],
 )
 def test_bad_arguments_are_one_clear_line(arguments, words):
-    arguments = {"plan": GROWING, "optimizer": sgd(a_model()), **arguments}
+    arguments = {
+        "plan": GROWING,
+        "driven": sampled(),
+        "optimizer": sgd(a_model()),
+        **arguments,
+    }
     with pytest.raises(InvalidInputError, match=re.escape(words)) as error:
-        BatchSizeSchedule(driven=sampled(), **arguments)
+        BatchSizeSchedule(**arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("coupling", ["plan", "none"])
+def test_two_schedulers_of_one_rate_are_refused(coupling):
+    optimizer, sampler = sgd(a_model()), sampled()
+    schedule = BatchSizeSchedule(GROWING, sampler, optimizer, coupling=coupling)
+    other = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    next(iter(sampler))
+    optimizer.step()
+    if coupling == "plan":
+        with pytest.raises(InvalidInputError, match="both set its rates"):
+            schedule.step()
+    else:
+        schedule.step()
+        other.step()
+        assert optimizer.param_groups[0]["lr"] == 0.05
 
 
 def test_groups_that_come_later_are_refused():

@@ -374,6 +374,7 @@ def test_sparse_gradients_are_refused_by_name():
         (LARS, {"lr": 0.1, "trust_coefficient": 0}, "trust_coefficient 0"),
         (LARS, {"lr": 0.1, "weight_decay": float("nan")}, "weight_decay nan"),
         (LAMB, {"betas": (0.9, 1.0)}, "betas 1.0"),
+        (LAMB, {"betas": 0.9}, "betas 0.9: two numbers"),
         (LAMB, {"eps": 0.0}, "eps 0.0"),
         (LAMB, {"weight_decay": -1}, "weight_decay -1"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -108,6 +108,7 @@ class BatchSizeSchedule:
         noise: Any = None,
         every: int = 100,
     ) -> None:
+        _refuse_others(driven, optimizer)
         self._plan = plan = _sizes_of(plan)
         self._driven, self._optimizer = driven, optimizer
         self.unit = str(getattr(plan, "unit", "examples"))
@@ -145,9 +146,10 @@ class BatchSizeSchedule:
         """Count one optimizer step, and prepare the next: its size and its rates.
 
         Raises:
-            InvalidInputError: there was no batch since the last call, or a size of the plan
-                cannot be made.
+            InvalidInputError: there was no batch since the last call, a size of the plan cannot
+                be made, or a scheduler of the optimizer's sets the same rates.
         """
+        self._refuse_two_schedulers()
         self._driven.advance()
         self.updates += 1
         if isinstance(self._plan, Controller) and self.updates % self._every == 0:
@@ -280,6 +282,17 @@ class BatchSizeSchedule:
             )
         return reference
 
+    def _refuse_two_schedulers(self) -> None:
+        # What torch's schedulers leave on an optimizer; each would undo what the other has set.
+        step = getattr(self._optimizer, "step", None)
+        if self.coupling != "none" and getattr(step, "_wrapped_by_lr_sched", False):
+            raise InvalidInputError(
+                f"coupling {self.coupling!r} beside a learning-rate scheduler of the optimizer",
+                "both set its rates, and one would undo the other",
+                "put the rates into the plan, or take coupling='none' and step that scheduler by"
+                " schedule.position",
+            )
+
     def _set_rates(self) -> None:
         if self._optimizer is None or self.coupling == "none":
             return
@@ -299,16 +312,30 @@ class BatchSizeSchedule:
 
 
 def _sizes_of(plan: Any) -> PlannedSizes | Controller | Callable[[int], int]:
-    if isinstance(plan, SchedulePlan):
-        return plan.schedule
-    if isinstance(plan, PlannedSizes | Controller) or callable(plan):
-        return plan
-    raise InvalidInputError(
-        f"a plan of type {type(plan).__name__}",
-        "a schedule record, a function from position to size or a controller is required",
-        "read text by parse_schedule(text, unit=...), the command's --json by"
-        " SchedulePlan.from_json",
-    )
+    found: Any = plan.schedule if isinstance(plan, SchedulePlan) else plan
+    if not isinstance(found, PlannedSizes | Controller) and not callable(found):
+        raise InvalidInputError(
+            f"a plan of type {type(plan).__name__}",
+            "a schedule record, a function from position to size or a controller is required",
+            "read text by parse_schedule(text, unit=...), the command's --json by"
+            " SchedulePlan.from_json",
+        )
+    return cast("PlannedSizes | Controller | Callable[[int], int]", found)
+
+
+def _refuse_others(driven: Any, optimizer: Any) -> None:
+    if not isinstance(driven, Driven):
+        raise InvalidInputError(
+            f"a schedule that drives a {type(driven).__name__}",
+            "a ResizableBatchSampler or a GradientAccumulation is required",
+            "hand over the sampler itself, and make the loader with batch_sampler=sampler",
+        )
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise InvalidInputError(
+            f"optimizer of type {type(optimizer).__name__}",
+            "a torch.optim.Optimizer is required",
+            "hand over the optimizer itself, or None",
+        )
 
 
 def _own_rates(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch.optim.optimizer import ParamsT
 
+from noisescale.errors import InvalidInputError
 from noisescale.train.layerwise import (
     Exclude,
     LayerwiseOptimizer,
@@ -70,7 +71,12 @@ class LAMB(LayerwiseOptimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         check_setting("lr", group["lr"])
-        for beta in group["betas"]:
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise InvalidInputError(
+                f"betas {betas!r}", "two numbers are required", "give one per average"
+            )
+        for beta in betas:
             check_setting("betas", beta, below=1)
         check_setting("eps", group["eps"], positive=True)
         check_setting("weight_decay", group["weight_decay"])
