@@ -125,6 +125,58 @@ def test_what_a_rule_needs_is_said():
     assert all(one.values == {} for one in found.alternatives if one.needs)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("facts", [{}, {"noise_scale": 300.0}])
+@pytest.mark.parametrize("size", [64, 1024])
+def test_rules_are_told_in_the_words_of_the_optimizer_at_hand(name, facts, size):
+    found = convert(recipe(name, **WHOLE), batch_size=size, **facts)
+    sgd = found.original.optimizer == "sgd"
+    texts = [found.source, found.assumption, found.validity, found.preserves]
+    texts += [t for one in found.alternatives for t in (one.source, one.validity, one.preserves)]
+    for text in texts:
+        assert "SGD:" not in text
+        assert "normalised" not in text
+        assert "for LAMB" not in text or name == "lars"
+        assert "1/2 for Adam" not in text
+        assert not (sgd and "betas" in text)
+        assert sgd or "our SGD conversions" not in text
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb", "rmsprop", "lion"])
+@pytest.mark.parametrize("facts", [{}, {"noise_scale": 300.0}])
+@pytest.mark.parametrize("size", [64, 1024])
+def test_what_was_not_measured_does_not_say_so(name, facts, size):
+    found = convert(recipe(name), batch_size=size, **facts)
+    assert found.status in ("paper", "assumed")
+    assert {one.status for one in found.alternatives} <= {"paper", "assumed"}
+
+
+def test_a_batch_above_the_noise_scale_needs_more_examples():
+    found = convert(recipe(), batch_size=1200, noise_scale=300.0)
+    assert any("4 times the noise scale" in text for text in found.warnings)
+    # E/Emin = 1 + B/Bn: 5 over 1 + 256/300
+    assert any("about 2.7 times the examples" in text for text in found.warnings)
+    for size, scale in ((290, 300.0), (64, 10.0)):
+        warnings = convert(recipe(), batch_size=size, noise_scale=scale).warnings
+        assert not any("times the noise scale" in text for text in warnings)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_curvature_that_is_not_used_is_said(name):
+    found = convert(recipe(name), batch_size=1024, noise_scale=1e4, curvature=1.0)
+    unused = any("the curvature is not used" in text for text in found.warnings)
+    assert unused == (found.original.optimizer != "sgd")
+
+
+def test_a_warm_up_cites_what_it_follows():
+    old = recipe(total_steps=90_000, warmup_steps=500)
+    plain = by_name(convert(old, batch_size=512))["warmup_steps"]
+    assert plain.source == "Goyal et al. 2017 (arXiv:1706.02677), sec. 2.2"
+    raised = by_name(convert(old, batch_size=16_384))["warmup_steps"]
+    assert "the same examples would be 7.812 of the old 500 steps, too few" in raised.why
+    assert "fewest steps" in raised.source
+
+
 def test_beyond_what_was_checked_is_a_warning():
     near = convert(recipe("sgd"), batch_size=256 * LARGEST_CHECKED)
     far = convert(recipe("sgd"), batch_size=256 * LARGEST_CHECKED + 1)

@@ -28,7 +28,8 @@ def alternatives(
     Returns:
         Rules that say something else, then those that could if more were known.
     """
-    others = [rule for rule in rules_for(recipe.optimizer_kind) if rule.name != chosen.rule.name]
+    kind = recipe.optimizer_kind
+    others = [rule.of(kind) for rule in rules_for(kind) if rule.name != chosen.rule.name]
     said = (_alternative(rule, recipe, chosen, facts) for rule in others)
     found = [one for one in said if one is not None]
     return tuple(sorted(found, key=lambda one: (one.rule != best.name, not one.values)))

@@ -99,7 +99,7 @@ def convert(
         alternatives=alternatives(recipe, restated, facts, best),
         changes=restated.changes,
         kept=restated.kept,
-        warnings=_warnings(recipe, restated),
+        warnings=_warnings(recipe, restated, facts),
     )
 
 
@@ -159,9 +159,13 @@ def _why(recipe: Recipe, size: int, facts: Facts, used: Rule, best: Rule, asked:
     return f"in place of {best.name}, which has no answer here; that was recommended: {reason}"
 
 
-def _warnings(recipe: Recipe, restated: Restatement) -> tuple[str, ...]:
+def _warnings(recipe: Recipe, restated: Restatement, facts: Facts) -> tuple[str, ...]:
     new = restated.recipe
-    found = [*restated.warnings, *_warnings_of_eps(recipe, new)]
+    found = [
+        *restated.warnings,
+        *_warnings_of_eps(recipe, new),
+        *_warnings_of_facts(recipe, new, facts),
+    ]
     factor = max(new.batch_size / recipe.batch_size, recipe.batch_size / new.batch_size)
     if factor > LARGEST_CHECKED:
         found.append(
@@ -177,6 +181,23 @@ def _warnings(recipe: Recipe, restated: Restatement) -> tuple[str, ...]:
             " one (warmup_steps; Goyal et al. 2017, sec. 2.2, rise over five epochs)"
         )
     return tuple(dict.fromkeys(found))
+
+
+def _warnings_of_facts(old: Recipe, new: Recipe, facts: Facts) -> list[str]:
+    found = []
+    if facts.curvature is not None and old.optimizer != "sgd":
+        found.append(
+            f"the curvature is not used: no stability limit of {old.optimizer} was seen to hold"
+        )
+    Bn = facts.noise_scale
+    if Bn is not None and new.batch_size > max(Bn, old.batch_size):
+        waste = (1 + new.batch_size / Bn) / (1 + old.batch_size / Bn)
+        found.append(
+            f"a batch of {new.batch_size:,} is {new.batch_size / Bn:.3g} times the noise scale: for"
+            f" the same loss it may need about {waste:.2g} times the {old.unit} (McCandlish et al."
+            " 2018, eq. 2.11; a noise scale tells the critical batch within a factor of several)"
+        )
+    return found
 
 
 def _warnings_of_eps(old: Recipe, new: Recipe) -> list[str]:

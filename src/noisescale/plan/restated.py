@@ -34,6 +34,7 @@ def restate(recipe: Recipe, rule: Rule, scaled: Scaled, facts: Facts) -> Restate
     Returns:
         The whole recipe, and each key that was looked at.
     """
+    rule = rule.of(recipe.optimizer_kind)
     clock = clock_of(rule, recipe, scaled.recipe, facts)
     others = companions(recipe, scaled.recipe, facts, clock)
     rows = [_batch_size(recipe, scaled.recipe), *_of_rule(recipe, rule, scaled), *others]

@@ -154,5 +154,20 @@ ADAM_RATE_ONLY = Rule(
     ),
     preserves="displacement per example's standard deviation, averages per step",
     exact=True,
+    spoken={
+        "adam": {"source": "Malladi et al. 2022 (arXiv:2205.10287), sec. 5, the rate alone"},
+        "rmsprop": {
+            "source": "Malladi et al. 2022 (arXiv:2205.10287), sec. 5, the rate alone",
+            "status": "assumed",
+            "validity": "as for Adam, whose betas kept were better upwards; no check of our own",
+        },
+        "lion": {
+            "source": "Li et al. 2024 (arXiv:2405.14578)",
+            "status": "paper",
+            "assumption": "noise dominates the signs: the batch is far below the noise scale",
+            "validity": "both batch sizes below the noise scale; no check of our own",
+            "preserves": "displacement per example, averages per step",
+        },
+    },
     law=_rate_only,
 )

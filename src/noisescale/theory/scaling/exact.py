@@ -10,6 +10,13 @@ from noisescale.theory.averages import BELOW_ONE
 from noisescale.theory.per_example import PerExample
 from noisescale.theory.scaling.rule import Change, Facts, Rule, shown
 
+_OF_SGD = {"assumption": "the rate is far below stability at the new batch size"}
+_OF_NORMALISED = {
+    "status": "assumed",
+    "assumption": "noise dominates the size that a step is divided by",
+    "validity": "downwards; no check of our own",
+}
+
 KEYS = ("lr", "momentum", "dampening", "betas", "alpha", "eps")
 
 BUFFER_SHARE = 0.1
@@ -109,6 +116,12 @@ EXACT = Rule(
     ),
     preserves="displacement per example, and memory of the averages in examples",
     exact=True,
+    spoken={
+        "sgd": _OF_SGD,
+        "momentum": _OF_SGD,
+        "lars": _OF_NORMALISED,
+        "lamb": _OF_NORMALISED,
+    },
     law=_exact,
 )
 MOMENTUM_TRADE = Rule(

@@ -74,14 +74,15 @@ def warmup(old: Recipe, new: Recipe, clock: float) -> tuple[Change, ...]:
     raised = least > after * (1 + 1e-12)
     steps = least if raised else after
     why = (
-        f"{shown(after)} steps would be too few, since the optimizer's averages need"
-        f" {shown(fewest_warmup_steps(new))}: {math.ceil(steps)} of the old {shown(before)} stay"
+        f"the same {old.unit} would be {shown(after)} of the old {shown(before)} steps, too few:"
+        f" the optimizer's averages need {shown(fewest_warmup_steps(new))}; {math.ceil(steps)} stay"
         if raised
         else f"the warm-up ends after {_before(old, new, clock)}"
     )
     return _counted(
-        "warmup", old, new, steps, why, rule="warm-up-in-examples", source=_FEWEST_SOURCE,
-        status="measured", validity="a linear warm-up; any batch size",
+        "warmup", old, new, steps, why, rule="warm-up-in-examples",
+        source=_FEWEST_SOURCE if raised else _GOYAL, status="measured" if raised else "paper",
+        validity="a linear warm-up; any batch size",
     )  # fmt: skip
 
 

@@ -9,6 +9,17 @@ from noisescale.theory.scaling.rate_noise import memory_of, rate_cap, rate_noise
 from noisescale.theory.scaling.rule import Change, Facts, Rule, shown
 from noisescale.theory.scaling.stability import BEYOND, noise_factor
 
+_CAPPED = (
+    "McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.6; the cap: Cohen et al. 2021"
+    " (arXiv:2103.00065)"
+)
+_ROOTED = "McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.6 and app. A.3 (exponent 1/2)"
+_JOHNSON = "Johnson et al. 2020 (arXiv:2007.05105), algorithm 1"
+_SMALL = "factors up to 32 both ways on small networks"
+_ASSUMPTION = (
+    "the rate is the best one at the old batch size, the noise scale that of the run, online"
+)
+
 ROOTED = ("adam", "rmsprop")
 """Kinds that follow the square root of what SGD's rate follows."""
 
@@ -101,6 +112,23 @@ NOISE_AWARE = Rule(
     validity="factors up to 32 both ways on small networks; upwards better with the curvature",
     preserves="distance from the best rate, momentum and betas per step",
     exact=False,
+    spoken={
+        "sgd": {"source": _CAPPED, "preserves": "distance from the best rate"},
+        "momentum": {"source": _CAPPED, "preserves": "distance from the best rate, momentum"},
+        "adam": {
+            "source": _ROOTED,
+            "assumption": _ASSUMPTION,
+            "validity": _SMALL,
+            "preserves": "distance from the best rate, betas per step",
+        },
+        "rmsprop": {
+            "source": _ROOTED,
+            "status": "assumed",
+            "assumption": _ASSUMPTION,
+            "validity": "as for Adam; no check of our own",
+            "preserves": "distance from the best rate, averages per step",
+        },
+    },
     needs=("noise_scale",),
     law=_noise_aware,
 )
@@ -118,6 +146,17 @@ ADASCALE = Rule(
     ),
     preserves="expected progress of one old step per unit of gain",
     exact=True,
+    spoken={
+        "sgd": {"source": _JOHNSON},
+        "momentum": {"source": _JOHNSON},
+        "adam": {
+            "source": (
+                "Qiao et al. 2021 (arXiv:2008.12260), as in adaptdl: the square root of AdaScale's"
+                " gain"
+            ),
+            "validity": "no check of our own; the schedule must count gain, not steps",
+        },
+    },
     needs=("noise_scale",),
     law=_adascale,
 )

@@ -12,6 +12,32 @@ NORMALISED: Final = ("adam", "lars", "lamb", "rmsprop", "lion")
 """Kinds whose step is divided by a size of the batch gradient itself."""
 
 
+_NORMALISED_LINEAR = {
+    "assumption": "the size that a step is divided by is that of the mean gradient, not of noise",
+    "validity": "no range is known; where noise dominates that size the rate comes out too large",
+    "preserves": "lr/B",
+}
+_SGD_ROOT = {
+    "source": (
+        "Hoffer et al. 2017 (arXiv:1705.08741), sec. 4; Krizhevsky 2014 (arXiv:1404.5997), sec. 5"
+    ),
+    "assumption": "the noise of a step matters, not that of an example",
+    "validity": "no range is known, it failed in a third of our conversions",
+    "preserves": "covariance of one step",
+}
+_LAMB_ROOT = {
+    "source": "You et al. 2020 (arXiv:1904.00962), sec. 4",
+    "assumption": "noise dominates the size that a step is divided by",
+    "validity": "both batch sizes below the noise scale; no check of our own",
+    "preserves": "displacement per example",
+}
+_LARS_ROOT = {
+    **_LAMB_ROOT,
+    "source": "as You et al. 2020 (arXiv:1904.00962), sec. 4, for LAMB: |g| falls as 1/sqrt(B)",
+    "status": "assumed",
+}
+
+
 def _none(recipe: Recipe, batch_size: int, facts: Facts) -> Change:
     del batch_size, facts
     return Change({}, f"the rate stays at {shown(recipe.lr)}: curvature limits it, not noise")
@@ -67,6 +93,10 @@ LINEAR = Rule(
     ),
     preserves="displacement per example to first order in the rate (SGD), momentum per step",
     exact=True,
+    spoken={
+        "sgd": {"preserves": "displacement per example to first order in the rate"},
+        **dict.fromkeys(NORMALISED, _NORMALISED_LINEAR),
+    },
     law=_linear,
 )
 KEEP_MOMENTUM = Rule(
@@ -95,5 +125,6 @@ SQUARE_ROOT = Rule(
     ),
     preserves="SGD: covariance of one step; normalised steps: displacement per example",
     exact=True,
+    spoken={"sgd": _SGD_ROOT, "momentum": _SGD_ROOT, "lamb": _LAMB_ROOT, "lars": _LARS_ROOT},
     law=_square_root,
 )

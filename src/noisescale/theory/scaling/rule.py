@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from noisescale.errors import InvalidInputError
@@ -94,6 +94,8 @@ class Rule:
         exact: from A to B to C is from A to C, and from A to A changes nothing, with the same
             facts.
         needs: names of the facts without which it has no answer.
+        spoken: by kind of optimizer, what is said of it alone: other words, or another status,
+            for some of the texts above.
         law: the formula.
     """
 
@@ -106,7 +108,17 @@ class Rule:
     preserves: str
     exact: bool
     needs: tuple[str, ...] = ()
+    spoken: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False, compare=False)
     law: Law = field(repr=False, compare=False)
+
+    def of(self, kind: str) -> Rule:
+        """Return the rule in the words that are meant for one kind of optimizer.
+
+        Args:
+            kind: :attr:`~noisescale.records.Recipe.optimizer_kind`.
+        """
+        words: dict[str, Any] = dict(self.spoken.get(kind, {}))
+        return replace(self, **words) if words else self
 
     def scale(self, recipe: Recipe, batch_size: int, facts: Facts | None = None) -> Scaled:
         """Restate the rate and the averages of a recipe at another batch size.
