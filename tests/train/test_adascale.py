@@ -383,7 +383,7 @@ def test_other_optimizers_and_schedulers_are_refused():
 
 def test_other_states_are_refused():
     controller = AdaScale(sgd(), base_batch_size=32, batch_size=128)
-    with pytest.raises(InvalidInputError, match="state without clock"):
+    with pytest.raises(InvalidInputError, match=r"state without .*clock"):
         controller.load_state_dict({})
-    with pytest.raises(InvalidInputError, match="the saved run's 64"):
+    with pytest.raises(InvalidInputError, match="base_batch_size 64: here it is 32"):
         controller.load_state_dict({**controller.state_dict(), "base_batch_size": 64})

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from noisescale.errors import InvalidInputError
 from noisescale.records import NoiseScale, Outcome
 from noisescale.theory import adascale
+from noisescale.train.arguments import take_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +231,7 @@ class AdaScale:
     def state_dict(self) -> dict[str, Any]:
         """Return clock, noise scale and averages; optimizer and scheduler save their own."""
         return {
+            "version": 1,
             "clock": self.clock,
             "noise_scale": self.noise_scale,
             "batch_size": self.batch_size,
@@ -244,21 +246,9 @@ class AdaScale:
         """Go on from what :meth:`state_dict` returned.
 
         Raises:
-            InvalidInputError: a key is missing, or the base batch size is another.
+            InvalidInputError: it is not of this kind, or the base batch size is another.
         """
-        missing = [key for key in KEYS if key not in state]
-        if missing:
-            raise InvalidInputError(
-                f"state without {', '.join(missing)}",
-                "a state dict of AdaScale is required",
-                "load the one that this controller saved",
-            )
-        if state["base_batch_size"] != self.base_batch_size:
-            raise InvalidInputError(
-                f"base_batch_size {self.base_batch_size:g}",
-                f"the saved run's {state['base_batch_size']:g} is required, where its rates belong",
-                "make the controller with it",
-            )
+        take_state(state, "AdaScale", KEYS, {"base_batch_size": self.base_batch_size})
         self.clock, self.held = state["clock"], state["held"]
         self.noise_scale = state["noise_scale"]
         self.batch_size, self._count = state["batch_size"], state["count"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisescale.errors import InvalidInputError, nearest
+from noisescale.train.arguments import whole
 
 Remainder = Literal["merge", "separate"]
 """What becomes of the N mod b examples left over: they join the last ghost batch, which then has
@@ -40,7 +41,7 @@ class _GhostBatchNorm(_BatchNorm):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
-        self.virtual_batch_size = _checked_size(virtual_batch_size)
+        self.virtual_batch_size = whole("virtual_batch_size", virtual_batch_size)
         self.remainder = _checked_remainder(remainder)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -70,10 +71,10 @@ class _GhostBatchNorm(_BatchNorm):
     def _ghosts(self, examples: int) -> tuple[int, int]:
         """Return how many ghost batches have the full size, and the size of one more, or 0."""
         size = self.virtual_batch_size
-        whole, left = examples // size, examples % size
-        if left and self.remainder == "merge" and whole:
-            return whole - 1, size + left
-        return whole, left
+        full, left = examples // size, examples % size
+        if left and self.remainder == "merge" and full:
+            return full - 1, size + left
+        return full, left
 
     def _normalised(self, input: Tensor, alike: int, tail: int) -> Tensor:
         if tail:
@@ -221,7 +222,7 @@ def convert_ghost_batch_norm(
     16
     """
     settings = {
-        "virtual_batch_size": _checked_size(virtual_batch_size),
+        "virtual_batch_size": whole("virtual_batch_size", virtual_batch_size),
         "remainder": _checked_remainder(remainder),
     }
     found = [(name, layer) for name, layer in model.named_modules() if _is_batch_norm(layer)]
@@ -269,16 +270,6 @@ def _channels_are_innermost(input: Tensor) -> bool:
         return input.ndim == 2 or input.shape[2] == 1
     form = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
     return not input.is_contiguous() and input.is_contiguous(memory_format=form)
-
-
-def _checked_size(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InvalidInputError(
-            f"virtual_batch_size {size!r}",
-            "a whole number of at least 1 is required",
-            "give the examples per ghost batch, such as 32",
-        )
-    return size
 
 
 def _checked_remainder(remainder: str) -> Remainder:
