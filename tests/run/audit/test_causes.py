@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from noisescale import Recipe
 from noisescale.records import Audit
+from noisescale.run.audit import audit
 from run.audit.defects import (
     CLASSES,
     IGNORED,
@@ -219,6 +220,19 @@ def test_batch_norm_of_any_kind_is_frozen(options):
     found = alone(made)
     assert kinds(found) == {"batch_norm"}
     assert cause(found, "batch_norm").difference == near(slow_difference(made))
+
+
+def test_batch_norm_synchronised_between_replicas_harms_accumulation_only():
+    def model():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(with_batch_norm())
+
+    # Local functions: no other process can load them, and the parts are tried in this one.
+    found = audit(workload(model=model))
+    assert found.replicas.outcome == "not_run"
+    assert cause(found, "batch_norm").affects == ("accumulation",)
+    assert kinds(found) == {"batch_norm"}
+    plain = audit(workload(model=lambda: with_batch_norm()))
+    assert cause(plain, "batch_norm").affects == ("accumulation", "replicas")
 
 
 def plain_head():

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisescale.errors import InvalidInputError
 from noisescale.measure.compiled import plain, plain_name
@@ -37,9 +37,15 @@ class Analyst:
     ) -> None:
         self._bench, self._random = bench, randomness
         self._parts, self._side = parts, side
-        self._norms = tuple(batch_norms(bench.model))
+        norms = batch_norms(bench.model)
+        # Between replicas SyncBatchNorm has the statistics of the whole batch.
+        self._norms = tuple(
+            name
+            for name, module in norms.items()
+            if side != "replicas" or not isinstance(module, nn.SyncBatchNorm)
+        )
         # Everything switched off that can be.
-        self._fixed = Condition(quiet=randomness.quiet, frozen=bool(self._norms), restored=True)
+        self._fixed = Condition(quiet=randomness.quiet, frozen=bool(norms), restored=True)
         self._fit = Fitter(bench, self._fixed).fit(parts)
         if self._fit.kind == "none" and bench.examples.collated:
             self._try_cut()

@@ -186,7 +186,9 @@ class _Audit:
         here = bench.split(shards, shares(shards), quiet).gradient
         apart = bench.gap(averaged.found[1], here)
         difference = apart.over(sizes(here, bench.inventory))[0]
-        same = bench.same(averaged.found[1], here, quiet)
+        # SyncBatchNorm joins the processes' statistics, which no parts in this one have.
+        joined = any(isinstance(m, nn.SyncBatchNorm) for m in bench.model.modules())
+        same = joined or bench.same(averaged.found[1], here, quiet)
         return verdicts.replica_causes(averaged, difference, same=same)
 
     def _record(
