@@ -78,6 +78,14 @@ def test_the_length_may_be_given(folder: Path, capsys: pytest.CaptureFixture[str
     assert plan.original_updates == 500
 
 
+def test_a_unit_without_a_text_is_that_of_the_length(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengthened = ["--total", "16K", "--unit", "tokens", "--sequence-length", "4"]
+    plan = answered(["recipe.toml", *lengthened], capsys)
+    assert (plan.schedule.total, plan.schedule.unit) == (4000, "examples")
+
+
 def test_the_length_counts_what_thresholds_count(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +137,7 @@ def test_the_figure_is_written(folder: Path, capsys: pytest.CaptureFixture[str])
         (["recipe.toml", "--set", "schedule=cosin"], "did you mean cosine"),
         (["recipe.toml", "--set", "momentum=1.0"], "momentum"),
         (["recipe.toml", "--grown"], "--grown"),
+        (["recipe.toml", "--grow", "--unit", "tokens"], "unit tokens without a text"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -37,7 +37,8 @@ def schedule_file(
             DeepSpeed, Lightning or timm; None for a recipe of ``overrides`` alone.
         overrides: ``key=value`` texts that change or make the recipe.
         total: length of the training, K, M, B or T may follow it; it counts what the thresholds
-            of ``text`` count, or without a text the recipe's unit. The recipe's by default.
+            of ``text`` count, or without a text ``unit`` or the recipe's unit. The recipe's by
+            default.
         unit: what ``text`` counts, and without a file the recipe too.
         threshold_unit: what the thresholds of ``text`` count, where it is not ``unit``.
         size_unit: what its sizes count, where it is not ``unit``.
@@ -76,6 +77,8 @@ def schedule_file(
         recipe = _lengthened(
             recipe, total, threshold_unit or unit or recipe.unit, sequence_length=sequence_length
         )
+    if options.get("text") is None and (path is None or total is not None):
+        unit = threshold_unit = size_unit = None  # they said what the recipe or the total counts
     plan = plan_schedule(
         recipe,
         unit=unit,

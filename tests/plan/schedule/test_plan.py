@@ -245,6 +245,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"total_steps": None}, {"grow": True}, "a recipe without a length"),
     ({}, {"text": "0:64 1K:128"}, "without the unit of its thresholds"),
     ({}, {"text": "0:64 1K:128", "unit": "tokens"}, "mixed units need the length of a sequence"),
+    ({}, {"grow": True, "unit": "tokens"}, "unit tokens without a text"),
+    ({}, {"size_unit": "examples"}, "size_unit examples without a text"),
     ({}, {"text": "0:64", "unit": "examples", "grow": True}, "beside grow"),
     ({}, {"text": "0:64", "unit": "examples", "warmup_batch": (8, 99)}, "beside warmup_batch"),
     ({}, {"text": "0:64 1K:20000", "unit": "examples"}, "larger than the data"),
@@ -275,7 +277,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"warmup_batch": (8, 20_000), "grow": True}, "has grown to 1000"),
     ({}, {"warmup_batch": (8, 25_600)}, "is longer than the training of 25600 examples"),
     ({"schedule": {"kind": "cosin"}}, {}, "did you mean cosine"),
-    ({"dataset_size": None, "schedule": {"kind": "cosine"}}, {"grow": True}, "outgrow"),
+    ({"dataset_size": None, "schedule": {"kind": "cosine"}}, {"grow": True}, "falls to nothing"),
 ]
 
 

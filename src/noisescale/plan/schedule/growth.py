@@ -163,8 +163,10 @@ class _Growing:
         if self.sizes.largest < UNLIMITED:
             return
         if self._wanted(lr, peak) > (UNLIMITED if total is None else total):
+            # The end of a wave is not quite 0. (assumed)
+            least = f"{lr:.3g}" if lr > 1e-6 * peak else "nothing"
             raise InvalidInputError(
-                f"growth in place of a rate that falls to {lr:g}",
+                f"growth in place of a rate that falls to {least}",
                 "the batch would outgrow the whole training",
                 "give max_batch_size or dataset_size",
             )

@@ -103,6 +103,8 @@ def plan_schedule(
     ('0:128 25600:640 38400:3200', 224)
     """
     _refuse_contradictions(grow, text, warmup_batch, max_batch_size, critical_batch, powers)
+    if text is None:
+        _refuse_units(unit=unit, threshold_unit=threshold_unit, size_unit=size_unit)
     recipe = _completed(recipe, dataset_size=dataset_size, sequence_length=sequence_length)
     share = _count("micro_batch_size", micro_batch_size) * _count("replicas", replicas)
     multiple = math.lcm(share, _count("multiple_of", multiple_of))
@@ -243,6 +245,16 @@ def _refuse_contradictions(
     for name, value in limits.items():
         if value is not None and not grow:
             raise InvalidInputError(f"{name} {value}", "it limits the growth", "add grow")
+
+
+def _refuse_units(**units: str | None) -> None:
+    for name, unit in units.items():
+        if unit is not None:
+            raise InvalidInputError(
+                f"{name} {unit} without a text",
+                "it says what the numbers of text count, and there are none",
+                "leave it out: all else counts the recipe's unit",
+            )
 
 
 def _count(name: str, value: Any) -> int:
