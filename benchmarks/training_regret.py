@@ -261,7 +261,8 @@ def equal(steps: Sequence[float], tuned: Sequence[float]) -> bool | None:
 def judge(name: str, optimizer: str, data: Path | None) -> list[Regret]:
     """Run one problem with one optimizer."""
     print(f"{name}, {optimizer}", flush=True)
-    seeds, store_path = PROBLEMS[name].seeds, OUT / f"{name}-{optimizer}-converted"
+    problem, store_path = PROBLEMS[name], OUT / f"{name}-{optimizer}-converted"
+    seeds = problem.fewer_seeds.get(optimizer, problem.seeds)
     workload, tuned = tune(name, optimizer, data)
     facts = {
         one: measured(workload, one, OUT / f"{name}-{optimizer}-facts.json")
