@@ -64,6 +64,18 @@ def test_what_cannot_be_meant_is_told(recipe, words):
     assert words in found[0]
 
 
+@pytest.mark.parametrize(
+    ("milestones", "told"), [([30, 60, 90], True), ([90], True), ([30], False), ([300, 600], False)]
+)
+def test_milestones_in_epochs_of_few_steps_are_told(milestones, told):
+    # 10 steps per epoch: 90 epochs are 900 of 1000 steps; 30 may be meant in steps.
+    counting = Counting(batch_size=32, micro_batches=4, replicas=1, dataset_size=320)
+    schedule = {"kind": "step", "milestones": milestones}
+    recipe = Recipe(lr=0.1, batch_size=32, total_steps=1000, schedule=schedule)
+    words = "the last milestone 90 lies in the first 9% of 1000 steps; do they count epochs?"
+    assert unit_warnings(recipe, counting) == ((words,) if told else ())
+
+
 def test_weights_that_nothing_counted_explains_stay_unexplained():
     import torch
 

@@ -13,6 +13,10 @@ MANY_EPOCHS = 10_000
 EARLY = 0.01
 """A last milestone within this share of the run is not meant in steps. (assumed)"""
 
+LIKE_EPOCHS = (0.25, 0.4)
+"""Milestones all before the first share of the run, that as epochs would end between the second
+share and the end, are those of a schedule in epochs. (assumed)"""
+
 _SLACK = 1.0
 """Steps by which twins may differ through rounding."""
 
@@ -112,11 +116,14 @@ def _milestones(recipe: Recipe, counting: Counting) -> Iterator[str]:
             f"milestone {missed[0]:.6g} of the schedule is never reached in {length:.6g} steps"
             f"{_perhaps(max(missed), length, counting)}"
         )
-    elif max(numbers) < EARLY * length:
-        epochs = max(1.0, counting.dataset_size / recipe.batch_size)
-        unit = "; do they count epochs?" if max(numbers) * epochs <= length else ""
+        return
+    last, before = max(numbers), max(numbers) / length
+    as_epochs = before * counting.dataset_size / recipe.batch_size
+    like_epochs = before < LIKE_EPOCHS[0] and LIKE_EPOCHS[1] <= as_epochs <= 1
+    if before < EARLY or like_epochs:
+        unit = "; do they count epochs?" if as_epochs <= 1 else ""
         yield (
-            f"the last milestone {max(numbers):.6g} lies in the first {EARLY:.0%} of"
+            f"the last milestone {last:.6g} lies in the first {max(before, EARLY):.0%} of"
             f" {length:.6g} steps{unit}"
         )
 
