@@ -11,6 +11,8 @@ from torch import Tensor
 # no squares to memory. (measured)
 _DOT_LENGTH = 1 << 12
 _ROW = 1 << 10
+# Rows shorter than this are not worth a norm of their own. (assumed)
+_LEAST_ROW = 1 << 4
 
 _FULL = (torch.float32, torch.float64)
 
@@ -21,10 +23,15 @@ def squared_norm(gradient: Tensor) -> Tensor:
     Args:
         gradient: any shape, any floating dtype; sparse gradients are coalesced.
     """
-    g = gradient.detach()
+    g = gradient.detach() if gradient.requires_grad else gradient
     if g.is_cuda or g.is_sparse or g.dtype not in _FULL:
         return _unusual(g)
-    return _summed(g.reshape(-1))
+    # Few calls: between large products the processor's caches know none of them.
+    dims = g.dim()
+    if dims == 2 and _LEAST_ROW <= g.shape[1] <= _ROW and g.shape[0] <= _DOT_LENGTH:
+        norms: Tensor = torch.linalg.vector_norm(g, dim=1)
+        return torch.dot(norms, norms)
+    return _summed(g if dims == 1 else g.reshape(-1))
 
 
 def _summed(flat: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from noisescale.measure.rules.parts import Outer, Part, row_sq, wide
+from noisescale.measure.rules.parts import Outer, Part, row_norms, wide
 from noisescale.measure.rules.registry import all_examples, example_rule, trained
+from noisescale.measure.squares import squared_norm
 
 
 def _norms(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor] | None:
@@ -16,13 +16,12 @@ def _norms(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor] | None:
     """
     if x.dim() != 2:
         return None
-    x, g = wide(x), wide(g)
-    g_sq = row_sq(g)
+    lengths = row_norms(wide(g))
     norms: dict[str, Tensor] = {}
     if trained(layer, "weight"):
-        norms["weight"] = torch.dot(g_sq, row_sq(x))
+        norms["weight"] = squared_norm(lengths * row_norms(wide(x)))
     if trained(layer, "bias"):
-        norms["bias"] = g_sq.sum()
+        norms["bias"] = squared_norm(lengths)
     return norms
 
 

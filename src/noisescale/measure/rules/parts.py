@@ -79,11 +79,16 @@ def wide(tensor: Tensor) -> Tensor:
 
 def row_sq(rows: Tensor) -> Tensor:
     """Squared norm of every example: shape (examples, ...) -> (examples,)."""
-    flat = rows.reshape(len(rows), -1)
+    return row_norms(rows).square()
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Norm of every example: shape (examples, ...) -> (examples,)."""
+    flat = rows if rows.dim() == 2 else rows.reshape(len(rows), -1)
     if flat.shape[1] > _NORM_LENGTH and not flat.is_cuda:
-        return flat.square().sum(1)
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norm.square()
+        return flat.square().sum(1).sqrt_()
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norms
 
 
 def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ def product_square_sum(left: Tensor, right: Tensor) -> Tensor:
     inner = right.shape[2]
     if length == 1:
         # Source: Goodfellow 2015 (arXiv:1510.01799).
-        return torch.dot(row_sq(left), row_sq(right))
+        return squared_norm(row_norms(left) * row_norms(right))
     if forms_products(length, outer, inner):
         return product_form(left, right)
     return gram_form(left, right)
