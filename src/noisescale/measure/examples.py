@@ -24,8 +24,6 @@ from noisescale.measure.gradients import (
     Inventory,
     Refused,
     StepNorms,
-    foreign_hooks,
-    on_gradient,
 )
 from noisescale.measure.harmless import Harmless
 from noisescale.measure.kept import transformed
@@ -34,6 +32,7 @@ from noisescale.measure.layers import Layer
 from noisescale.measure.rules.account import Account
 from noisescale.measure.rules.registry import Call, Rule
 from noisescale.measure.rules.uses import Use, lone_square_sums, square_sums
+from noisescale.measure.tensor_hooks import foreign_hooks, forget_hooks, on_gradient
 from noisescale.measure.use_hooks import TWICE
 
 _STALE = "a backward pass went through a forward pass of an earlier step"
@@ -115,6 +114,7 @@ class ExamplesSource(GradientSource):
             parameter = slots[index].tensor
             if parameter._backward_hooks is None and index not in self._others:
                 continue
+            forget_hooks(parameter)
             others = foreign_hooks(parameter)
             if others != self._others.get(index, ()):
                 # It may change the gradient: what was found to agree is compared again.
@@ -131,6 +131,8 @@ class ExamplesSource(GradientSource):
         for handle in self._checks:
             handle.remove()
         self._checks.clear()
+        for slot in self.inventory.slots:
+            forget_hooks(slot.tensor)
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_dynamo_compiling() or self._calls.repeating:

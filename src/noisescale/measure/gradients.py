@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.attached import Attached
 from noisescale.measure.compiled import Uncompiled, plain
@@ -25,6 +24,7 @@ from noisescale.measure.kept import transformed
 from noisescale.measure.leftovers import Leftovers
 from noisescale.measure.metric import Euclidean, Metric
 from noisescale.measure.rules.scratch import release
+from noisescale.measure.tensor_hooks import after_accumulation, forget_hooks
 
 LossReduction = Literal["mean", "sum"]
 BatchSizeOf = Callable[[tuple[Any, ...], dict[str, Any]], int]
@@ -97,29 +97,6 @@ class Forward:
         """How often each parameter was used, by its index."""
         self.waiting: dict[int, list[Any]] = {}
         """Its uses so far whose gradient came, until all have."""
-
-
-def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call ``hook`` with the gradient that one backward pass brings to ``tensor``."""
-    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
-    return handle
-
-
-def foreign_hooks(parameter: Tensor) -> tuple[int, ...]:
-    """Tell the hooks on a parameter's gradient that are not from this package."""
-    hooks: Mapping[int, Any] = parameter._backward_hooks or {}
-    return tuple(
-        number
-        for number, hook in hooks.items()
-        if not str(getattr(hook, "__module__", "")).startswith(__name__.split(".")[0] + ".")
-    )
-
-
-def after_accumulation(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call ``hook`` with the parameter once its ``grad`` holds this backward pass too."""
-    register = parameter.register_post_accumulate_grad_hook
-    handle: RemovableHandle = register(hook)  # type: ignore[no-untyped-call]
-    return handle
 
 
 def leading_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -258,6 +235,8 @@ class GradientSource(abc.ABC):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for slot in self.inventory.slots:
+            forget_hooks(slot.tensor)
         if self._uncompiled is not None:
             self._uncompiled.release()
         self._watching = False
@@ -286,9 +265,8 @@ class GradientSource(abc.ABC):
         if self.inventory.seen:
             first = self.inventory.seen[0]
             watched = self.inventory.slots[first].tensor
-            self._handles.append(
-                self._leftovers.watch(watched, lambda g: self.metric.square(first, g))
-            )
+            self._leftovers.watch(watched, lambda g: self.metric.square(first, g))
+            self._handles.append(self._leftovers)
 
     def _accumulated(self, index: int) -> Callable[[Tensor], None]:
         mean, leftovers, square = self._mean, self._leftovers, self.metric.square

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 
 class OverwrittenError(Exception):
@@ -81,14 +80,14 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def receives(parameter: Tensor, by_grad: bool) -> bool:
+def receives(leaf: Any, by_grad: bool) -> bool:
     """Whether the backward pass that is running goes on to a parameter.
 
     Args:
-        parameter: a leaf.
+        leaf: the node that accumulates its gradient.
         by_grad: what to say under ``torch.autograd.grad``, which does not tell.
     """
     try:
-        return bool(torch._C._will_engine_execute_node(get_gradient_edge(parameter).node))
+        return bool(torch._C._will_engine_execute_node(leaf))
     except RuntimeError:
         return by_grad

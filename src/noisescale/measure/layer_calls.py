@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
+from torch.autograd.graph import get_gradient_edge, register_multi_grad_hook
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from noisescale.measure.alignment import UNCERTAIN, Alignment
-from noisescale.measure.gradients import Forward, Inventory, on_gradient, tensors_in
+from noisescale.measure.gradients import Forward, Inventory, tensors_in
 from noisescale.measure.harmless import Harmless
 from noisescale.measure.kept import (
     OverwrittenError,
@@ -26,6 +26,7 @@ from noisescale.measure.kept import (
 )
 from noisescale.measure.layers import Layer, find_layers
 from noisescale.measure.rules.registry import Call, without_tensors
+from noisescale.measure.tensor_hooks import on_output
 from noisescale.measure.use_hooks import OVERWRITTEN, TWICE, failed, hook_uses
 
 _FROZEN = "it was frozen after the meter was attached"
@@ -70,6 +71,7 @@ class LayerCalls:
         self._task = -1
         self._running: set[int] = set()
         self._reached = False
+        self._nodes: dict[int, Any] = {}
         self.second_order = False
         """Whether a backward pass of the step was to be differentiated itself."""
         self.stale = False
@@ -187,7 +189,7 @@ class LayerCalls:
             self.complete(layer, forward, call)
 
         # The hook lives as long as the graph; what it holds is gone once it was used.
-        on_gradient(output, answer)
+        on_output(output, answer)
 
     def complete(self, layer: Layer, forward: Forward, call: Call) -> None:
         """Hand on a call whose gradients came."""
@@ -291,7 +293,7 @@ class LayerCalls:
     ) -> None:
         # The hook lives as long as the graph; what it holds is gone once it was used.
         if len(outputs) == 1:
-            on_gradient(outputs[0], lambda g: self._answer(layer, forward, once, [g]))
+            on_output(outputs[0], lambda g: self._answer(layer, forward, once, [g]))
             return
         live = [i for i, t in enumerate(outputs) if t.requires_grad]
 
@@ -319,9 +321,22 @@ class LayerCalls:
             # Not called where the pass fails.
             engine.queue_callback(lambda: self._running.discard(task))
             self.second_order |= torch.is_grad_enabled()
-            tensors = [self._inventory.slots[i].tensor for i in layer.slots.values()]
-            self._reached = any(receives(t, self._by_grad) for t in tensors if t.requires_grad)
+            self._reached = any(self._receives(i) for i in layer.slots.values())
         return self._reached
+
+    def _receives(self, index: int) -> bool:
+        # Its node is hard to get at: it is kept, and got anew when it seems to have no part.
+        found = self._nodes.get(index)
+        if found is None or not receives(found, self._by_grad):
+            parameter = self._inventory.slots[index].tensor
+            if not parameter.requires_grad:
+                return False
+            found = get_gradient_edge(parameter).node
+            # Beside hooks on its gradient a node that is kept would keep the model, too.
+            if parameter._backward_hooks is None:
+                self._nodes[index] = found
+            return receives(found, self._by_grad)
+        return True
 
     def _answer(
         self,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from noisescale.measure.tensor_hooks import on_gradient
+
 CHECKED_STEPS = 3
 """Steps that are looked at. The check moves one number to the host; a loop that forgets to
 zero does so from its second step on. (assumed)"""
@@ -28,17 +30,24 @@ class Leftovers:
         self._own: Tensor | None = None
         self._total: Tensor | None = None
         self._version = -1
+        self._handle: RemovableHandle | None = None
 
-    def watch(self, parameter: Tensor, square: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    def watch(self, parameter: Tensor, square: Callable[[Tensor], Tensor]) -> None:
         """See the parameter's gradient of each backward pass alone, by its squared norm."""
+        if not self._left:
+            return
 
         def hook(gradient: Tensor) -> None:
             # Passes that end before the parameters (torch.autograd.grad) come before the first.
-            if self._left and self._total is None:
+            if self._total is None:
                 self._own = square(gradient)
 
-        handle: RemovableHandle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
-        return handle
+        self._handle = on_gradient(parameter, hook)
+
+    def remove(self) -> None:
+        """Look no more, until :meth:`watch` is called again."""
+        if self._handle is not None:
+            self._handle.remove()
 
     def accumulated(self, total: Tensor, gradient: Tensor) -> None:
         """Take the accumulated gradient and its squared norm; the first one of a step counts."""
@@ -60,6 +69,8 @@ class Leftovers:
         self.found = abs(after - before) > TOLERANCE * max(before, after)
         if not self.found:
             self._left -= 1
+            if not self._left:
+                self.remove()
         return self.found
 
     def forget(self) -> None:

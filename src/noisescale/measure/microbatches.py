@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from noisescale.errors import InvalidInputError
 from noisescale.measure.batches import batch_size_of, slices
@@ -20,11 +21,11 @@ from noisescale.measure.gradients import (
     Inventory,
     Refused,
     StepNorms,
-    on_gradient,
     tensors_in,
 )
 from noisescale.measure.kept import receives
 from noisescale.measure.metric import Euclidean, Metric
+from noisescale.measure.tensor_hooks import on_gradient
 
 _ONE_BACKWARD = (
     "one backward pass per optimizer step gives one micro-batch, which has no spread; accumulate "
@@ -84,7 +85,8 @@ class MicrobatchSource(GradientSource):
     def _arrives(self, forward: Forward) -> None:
         slots = self.inventory.slots
         tensors = [slots[i].tensor for i in self.inventory.seen]
-        if any(receives(t, by_grad=False) for t in tensors if t.requires_grad):
+        nodes = (get_gradient_edge(t).node for t in tensors if t.requires_grad)
+        if any(receives(node, by_grad=False) for node in nodes):
             self._begin(forward)
 
     def _begin(self, forward: Forward) -> None:

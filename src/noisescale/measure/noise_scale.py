@@ -226,11 +226,13 @@ class NoiseMeter:
         self._end_step()
 
     def _end_step(self) -> None:
-        if self.due and not self._tally.split_only:
+        tally = self._tally
+        if self.due and not tally.split_only:
             self._take(self._source.close())
-        self._tally.optimizer_steps += 1
+        tally.optimizer_steps += 1
         self._split_done = False
-        self._arm()
+        if self._source.watching or tally.optimizer_steps % self._every == 0:
+            self._arm()
 
     def _take(self, result: StepNorms | Refused | None) -> None:
         if self._auto and self.source == "examples" and self._unfit(result):

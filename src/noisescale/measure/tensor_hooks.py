@@ -1,0 +1,59 @@
+"""Hooks on tensors' gradients: put on, told apart, and taken off without a trace."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+
+def on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``hook`` with the gradient that one backward pass brings to ``tensor``."""
+    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def on_output(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """:func:`on_gradient` for a tensor that a layer made, for good.
+
+    What ``register_hook`` does, without its handle, which takes 30 microseconds where caches are
+    cold.
+    """
+    node = tensor.grad_fn
+    if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
+        on_gradient(tensor, hook)
+        return
+    hooks: OrderedDict[int, Any] = OrderedDict()
+    tensor._backward_hooks = hooks
+    node._register_hook_dict(tensor)
+    # Handles that others take count from 0 upwards.
+    hooks[-1] = hook
+
+
+def foreign_hooks(parameter: Tensor) -> tuple[int, ...]:
+    """Tell the hooks on a parameter's gradient that are not from this package."""
+    hooks: Mapping[int, Any] = parameter._backward_hooks or {}
+    return tuple(
+        number
+        for number, hook in hooks.items()
+        if not str(getattr(hook, "__module__", "")).startswith(__name__.split(".")[0] + ".")
+    )
+
+
+def after_accumulation(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``hook`` with the parameter once its ``grad`` holds this backward pass too."""
+    register = parameter.register_post_accumulate_grad_hook
+    handle: RemovableHandle = register(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def forget_hooks(parameter: Tensor) -> None:
+    """Let backward passes no longer ask Python for hooks that were all removed."""
+    held: Any = parameter
+    for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        hooks = getattr(held, kind)
+        if hooks is not None and not hooks:
+            setattr(held, kind, None)
