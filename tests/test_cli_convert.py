@@ -367,6 +367,26 @@ def test_deepspeed_without_a_micro_batch_keeps_its_passes(folder):
     assert (text["train_batch_size"], text["gradient_accumulation_steps"]) == (128, 2)
 
 
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        (512, {"replicas": 2}, 0.1),  # more passes of as many
+        (512, {"replicas": 2, "new_replicas": 4}, 0.1),
+        (32, {"replicas": 2}, 1 - 0.9**0.5),  # half as many in one pass
+        (33, {"replicas": 2}, 1 - 0.9 ** (33 / 64)),  # what one pass holds is not known
+    ],
+)
+def test_batch_norm_follows_one_devices_pass(folder, size, options, expected):
+    (folder / "norm.yaml").write_text(
+        "lr: 0.4\nbatch_size: 32\nopt: sgd\nmomentum: 0.9\nsched: cosine\nbn_momentum: 0.1\n"
+    )
+    found = convert_file("norm.yaml", batch_size=size, **options)
+    assert found.recipe.batchnorm_momentum == pytest.approx(expected, rel=1e-12)
+    rows = {row.name: row for row in (*found.changes, *found.kept)}
+    kept = expected == 0.1
+    assert (rows["batchnorm_momentum"].why.startswith("kept: a pass of one device")) == kept
+
+
 def test_writing_prints_no_line_into_the_json(folder, capsys):
     _, out, _ = run(capsys, "own.toml", "--batch-size", "64", "--write", "new.toml", "--json")
     assert json.loads(out)["recipe"]["batch_size"] == 64

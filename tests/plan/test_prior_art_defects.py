@@ -69,9 +69,10 @@ def test_the_linear_rule_by_default_for_normalised_steps(name, facts, size):
     old = Recipe(lr=1e-3, batch_size=256, **KINDS[name])
     assert recommended(old, size, Facts(**facts)).name != "linear"
     root = math.sqrt(size / 256)
-    # Noise-aware going down may lower the rate by less than the root, and up raise it by less.
     ratio = convert(old, batch_size=size, **facts).recipe.lr / old.lr
-    assert min(1.0, root) * (1 - 1e-9) <= ratio <= max(1.0, root) * (1 + 1e-9)
+    assert ratio <= max(1.0, root) * (1 + 1e-9)
+    # Downwards LARS and LAMB lengthen their memory, which raises what a rate does.
+    assert ratio >= min(1.0, root) * (1 - 1e-9) or name in ("lars", "lamb")
 
 
 @pytest.mark.parametrize("kind", [{}, {"momentum": 0.9}, KINDS["adamw"]])
@@ -176,7 +177,7 @@ def test_steps_that_depend_on_the_devices(micro, replicas):
 
 
 def test_a_batch_that_grows_while_the_rate_falls_as_well():
-    """keras #10143 and others: size and rate changed apart. lr/B must be the recipe's throughout."""
+    """keras #10143: size and rate changed apart. lr/B must be the recipe's throughout."""
     recipe = Recipe(lr=0.1, batch_size=64, dataset_size=100_000, **WHOLE)
     plain, grown = plan_schedule(recipe).schedule, plan_schedule(recipe, grow=True).schedule
     assert len(grown.pieces) == 3

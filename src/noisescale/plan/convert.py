@@ -37,6 +37,7 @@ def convert(
     noise_scale: float | NoiseScale | None = None,
     curvature: float | None = None,
     unit: str | None = None,
+    pass_growth: float | None = None,
     where: str = "recipe",
 ) -> Conversion:
     """Restate a recipe at another global batch size.
@@ -54,6 +55,8 @@ def convert(
         curvature: upper quantile along the run of the largest eigenvalue of the Hessian (for
             Adam: of the preconditioned one); caps the rate at stability.
         unit: what ``batch_size`` counts; the recipe's unit by default.
+        pass_growth: new over old examples of one device's pass, which BatchNorm averages over;
+            by default it grows as the global batch does.
         where: how the recipe is called in errors: the name of its file.
 
     Returns:
@@ -74,7 +77,11 @@ def convert(
     """
     refuse_contradictions(recipe, where)
     size = in_unit_of(recipe, batch_size, unit, where)
-    facts = Facts(noise_scale=noise_scale_of(noise_scale, recipe, where), curvature=curvature)
+    facts = Facts(
+        noise_scale=noise_scale_of(noise_scale, recipe, where),
+        curvature=curvature,
+        pass_growth=pass_growth,
+    )
     asked = None if rule is None else named(rule, recipe.optimizer_kind)
     if size == recipe.batch_size:
         return _same(recipe)

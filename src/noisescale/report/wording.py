@@ -7,6 +7,7 @@ says "at least". Nothing here knows where the words will be shown.
 from __future__ import annotations
 
 import math
+import re
 
 from noisescale.records import (
     Advice,
@@ -150,13 +151,15 @@ def ratio_interval(low: float | None, high: float | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """Start with a capital and end with a stop.
+    """Start with a capital, unless a file's or a key's name begins it, and end with a stop.
 
-    >>> sentence("no size fits")
-    'No size fits.'
+    >>> sentence("no size fits"), sentence("base.toml: it says no size")
+    ('No size fits.', 'base.toml: it says no size.')
     """
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    name = re.match(r"[\w-]+[._]\w", text) is not None
+    first = text[:1] if name else text[:1].upper()
+    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def percent(share: float) -> str:

@@ -64,9 +64,12 @@ def convert_file(
     given = recipe_changes(parse_overrides(overrides))
     about: dict[str, Any] = {"kind": kind, "dataset_size": dataset_size, "given": given}
     file = _read(path, replicas, _old_batch_size(old_batch_size, given), about)
+    if batch_size is None:
+        batch_size = _new_batch_size(file, new_replicas)
     done = convert(
         file.recipe,
-        batch_size=_new_batch_size(file, new_replicas) if batch_size is None else batch_size,
+        batch_size=batch_size,
+        pass_growth=None if unit is not None else _pass_growth(file, new_replicas, batch_size),
         rule=rule,
         noise_scale=noise_scale,
         curvature=curvature,
@@ -133,6 +136,19 @@ def _new_batch_size(file: RecipeFile, devices: int | None) -> int:
             "give --batch-size N, or --new-replicas N where the file says examples per device",
         )
     return split.micro * split.accumulation * devices
+
+
+def _pass_growth(file: RecipeFile, devices: int | None, size: int) -> float | None:
+    """Return new over old examples of one device's pass; None where the file does not tell."""
+    if file.split is None or not isinstance(size, int):
+        return None
+    try:
+        there = file if devices is None else _on_devices(file, devices, size)
+        assert there.split is not None
+        micro, _ = resplit(there, there.split, size)
+    except InvalidInputError:
+        return None
+    return micro / file.split.micro
 
 
 def _on_devices(file: RecipeFile, devices: int, size: int) -> RecipeFile:

@@ -154,13 +154,15 @@ def batchnorm_momentum(old: Recipe, new: Recipe, facts: Facts) -> tuple[Change, 
     Args:
         old: the recipe before.
         new: its batch size is used.
-        facts: not used.
+        facts: how one device's pass grows, where that is known.
     """
-    del facts
     p = old.batchnorm_momentum
     if p is None:
         return ()
-    factor = new.batch_size / old.batch_size
+    factor = facts.pass_growth or new.batch_size / old.batch_size
+    if factor == 1:
+        why = "kept: a pass of one device, over which BatchNorm averages, stays as long"
+        return (BATCH_NORM.change("batchnorm_momentum", p, p, why),)
     value = min(-math.expm1(factor * math.log1p(-p)), BELOW_ONE)
     why = f"1 - (1 - {shown(p)})^{shown(factor)}, since torch's momentum is the new value's weight"
     return (BATCH_NORM.change("batchnorm_momentum", p, value, why),)

@@ -18,6 +18,7 @@ SMALLEST_EPS = 2.0**-126
 HOW_TO_GIVE = {
     "noise_scale": "give --noise-scale X, as noisescale measure reports it",
     "curvature": "give --curvature X, as noisescale measure reports it",
+    "pass_growth": "give new over old examples of one device's pass",
 }
 
 
@@ -29,13 +30,16 @@ class Facts:
         noise_scale: B_n, the online B_simple at the old batch size, in the recipe's unit.
         curvature: upper quantile along the run of the largest eigenvalue of the Hessian H; for
             Adam and RMSProp of P^-1/2 H P^-1/2 with P = sqrt(v) + eps, at the old batch size.
+        pass_growth: examples of one device's pass, which are BatchNorm's batch, over those of the
+            old run; unless known, they are taken to grow as the global batch does.
     """
 
     noise_scale: float | None = None
     curvature: float | None = None
+    pass_growth: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("noise_scale", "curvature"):
+        for name in ("noise_scale", "curvature", "pass_growth"):
             value = getattr(self, name)
             if value is None:
                 continue
