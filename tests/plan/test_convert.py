@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from noisescale import InvalidInputError, NoiseScale, Outcome, Recipe
 from noisescale.plan.convert import LARGEST_CHECKED, convert
+from noisescale.plan.schedule.of_recipe import rate_schedule
 from noisescale.records import Conversion
 from noisescale.theory.scaling import RULES, rules_for
 
@@ -166,6 +167,41 @@ def test_a_curvature_that_is_not_used_is_said(name):
     found = convert(recipe(name), batch_size=1024, noise_scale=1e4, curvature=1.0)
     unused = any("the curvature is not used" in text for text in found.warnings)
     assert unused == (found.original.optimizer != "sgd")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_noise_scale_that_sets_no_rate_is_said(name):
+    found = convert(recipe(name), batch_size=1024, noise_scale=1e4)
+    said = any("the noise scale does not set the rate" in text for text in found.warnings)
+    assert said == (found.rule != "noise-aware")
+
+
+@settings(deadline=None)
+@given(
+    total=st.integers(1, 3000),
+    warmup=st.none() | st.integers(1, 1000),
+    decay=st.integers(1, 3000),
+    old=st.integers(1, 300),
+    new=st.integers(1, 5000),
+    in_examples=st.booleans(),
+    name=st.sampled_from(["sgd", "adamw"]),
+)
+def test_a_schedule_that_fitted_fits_where_it_can(
+    total, warmup, decay, old, new, in_examples, name
+):
+    schedule = {"kind": "warmup_stable_decay", "decay_steps": decay}
+    counts = {"total_steps": total, "warmup_steps": warmup}
+    if in_examples:
+        counts = {"total_examples": total * old}
+        counts |= {"warmup_examples": warmup * old} if warmup else {}
+    before = recipe(name, batch_size=old, schedule=schedule, **counts)
+    if (warmup or 0) + decay > total:
+        return
+    after = convert(before, batch_size=new).recipe
+    steps = (after.total_examples or 0) // new if in_examples else after.total_steps
+
+    if steps > 1:
+        rate_schedule(after)
 
 
 def test_a_warm_up_cites_what_it_follows():

@@ -8,6 +8,7 @@ from noisescale.plan.contradictions import refuse_contradictions
 from noisescale.plan.restated import Restatement, restate
 from noisescale.records import Conversion, NoiseScale, Recipe
 from noisescale.theory.scaling import (
+    RULES,
     Facts,
     Rule,
     named,
@@ -197,6 +198,11 @@ def _warnings_of_facts(old: Recipe, new: Recipe, facts: Facts) -> list[str]:
             f"the curvature is not used: no stability limit of {old.optimizer} was seen to hold"
         )
     Bn = facts.noise_scale
+    if Bn is not None and old.optimizer_kind not in RULES["noise-aware"].optimizers:
+        found.append(
+            f"the noise scale does not set the rate: no rule for {old.optimizer} that uses it was"
+            " checked"
+        )
     if Bn is not None and new.batch_size > max(Bn, old.batch_size):
         waste = (1 + new.batch_size / Bn) / (1 + old.batch_size / Bn)
         found.append(

@@ -158,7 +158,8 @@ def _kind_of(optimizer: Any) -> str:
         raise InvalidInputError(
             f"optimizer {name}",
             "an optimizer that noisescale knows is required",
-            f"{nearest(name.lower(), OPTIMIZERS)} Give kind= if it acts like one of them",
+            f"{nearest(name.lower(), OPTIMIZERS).rstrip('?')}; give kind= if it acts like one of"
+            " them",
         )
     if named == "adam" and any(g.get("decoupled_weight_decay") for g in optimizer.param_groups):
         return "adamw"

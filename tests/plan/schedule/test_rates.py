@@ -138,6 +138,24 @@ def test_recipes_restated_per_example_have_a_schedule(table: dict[str, Any]) -> 
     assert max(map(abs, ratios)) < 64 / 550
 
 
+@settings(deadline=None)
+@given(
+    total=st.integers(40, 3000),
+    warmup=st.integers(1, 1000),
+    old=st.integers(1, 64),
+    new=st.integers(1, 64),
+)
+def test_a_fall_that_begins_with_the_warm_ups_end_does_so_at_any_batch_size(
+    total: int, warmup: int, old: int, new: int
+) -> None:
+    if warmup >= total - 3 or (total - warmup) * old < 4 * new:
+        return
+    table = {"kind": "warmup_stable_decay", "decay_steps": total - warmup}
+    recipe = Recipe(lr=0.1, batch_size=old, total_steps=total, warmup_steps=warmup, schedule=table)
+    schedule = rate_schedule(PerExample.of(recipe).at(new))
+    assert schedule.segments[-1].shape == "linear"
+
+
 def test_linear_falls_to_its_floor() -> None:
     recipe = Recipe(
         lr=1.0, batch_size=4, total_steps=110, warmup_steps=10,

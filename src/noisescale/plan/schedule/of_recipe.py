@@ -97,13 +97,18 @@ def _falling(
 def _stable(recipe: Recipe, table: dict[str, Any]) -> RateSchedule:
     if table.get("decay_steps") is None:
         raise _lacks("warmup_stable_decay", "length of its fall in steps", "decay_steps = 100")
+    total, warmup = _total(recipe, "warmup_stable_decay"), _warmup(recipe)
+    decay = _position(recipe, "decay_steps", table["decay_steps"])
+    over = warmup["warmup"] + decay - total
+    if recipe.total_steps is None and 0 < over <= 2 * recipe.batch_size < decay:
+        decay -= over  # each of the three was rounded to whole steps
     return rates.warmup_stable_decay(
         recipe.lr,
-        total=_total(recipe, "warmup_stable_decay"),
-        decay=_position(recipe, "decay_steps", table["decay_steps"]),
+        total=total,
+        decay=decay,
         floor=_number(table, "floor", 0.0),
         shape=table.get("shape", "linear"),
-        **_warmup(recipe),
+        **warmup,
     )
 
 

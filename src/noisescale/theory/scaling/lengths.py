@@ -75,7 +75,7 @@ def warmup(old: Recipe, new: Recipe, clock: float) -> tuple[Change, ...]:
     steps = least if raised else after
     why = (
         f"the same {old.unit} would be {shown(after)} of the old {shown(before)} steps, too few:"
-        f" the optimizer's averages need {shown(fewest_warmup_steps(new))}; {math.ceil(steps)} stay"
+        f" {_needs(new)}; {math.ceil(steps)} stay"
         if raised
         else f"the warm-up ends after {_before(old, new, clock)}"
     )
@@ -120,6 +120,11 @@ def schedule(old: Recipe, new: Recipe, clock: float) -> tuple[Change, ...]:
         return ()
     counts = any(key in table for key in COUNTS)
     why = f"its counts come after {_before(old, new, clock)}" if counts else "it counts no steps"
+    room, fall = _after_warmup(old, new, clock), table.get("decay_steps")
+    if fall is not None and room is not None and fall > room >= 1 and _fits(old):
+        # A warm-up that keeps its fewest steps, or rounding, takes some of the fall's.
+        table["decay_steps"] = room
+        why += ", and its fall begins where the warm-up ends"
     return (
         Change(
             name="schedule", old=old.schedule, new=table, rule="schedule-in-examples",
@@ -147,6 +152,35 @@ def cadence(old: Recipe, new: Recipe) -> tuple[Change, ...]:
             source="arithmetic", status="paper", validity="any batch size", why=why,
         ),
     )  # fmt: skip
+
+
+def _needs(recipe: Recipe) -> str:
+    fewest = fewest_warmup_steps(recipe)
+    who = "a warm-up needs" if fewest == FEWEST else "the optimizer's averages need"
+    return f"{who} {shown(fewest)}"
+
+
+def _after_warmup(old: Recipe, new: Recipe, clock: float) -> int | None:
+    """Return the new steps that are left after the new warm-up; None where no length is known."""
+    rows = (*warmup(old, new, clock), *length(old, new, clock))
+    return _left(new.with_changes(**{row.name: row.new for row in rows}))
+
+
+def _fits(recipe: Recipe) -> bool:
+    left = _left(recipe)
+    return left is not None and (recipe.schedule or {}).get("decay_steps", 0) <= left
+
+
+def _left(recipe: Recipe) -> int | None:
+    total = recipe.total_steps
+    if total is None and recipe.total_examples is not None:
+        total = recipe.total_examples // recipe.batch_size
+    if total is None:
+        return None
+    warm = recipe.warmup_steps
+    return total - (
+        round((recipe.warmup_examples or 0) / recipe.batch_size) if warm is None else warm
+    )
 
 
 def _least(old: Recipe, new: Recipe, before: float, clock: float) -> float:
