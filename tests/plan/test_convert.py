@@ -204,6 +204,18 @@ def test_a_schedule_that_fitted_fits_where_it_can(
         rate_schedule(after)
 
 
+def test_defaults_that_would_have_to_change_are_said():
+    bare = recipe("bare adamw")
+    assert any("becomes 0.5 times the old" in t for t in convert(bare, batch_size=1024).warnings)
+    # By the linear rule lr/B stays, and with it the share.
+    linear = convert(bare, batch_size=1024, rule="linear")
+    told = convert(recipe("adamw"), batch_size=1024)
+    for found in (linear, told):
+        assert not any("default" in text for text in found.warnings)
+    lars = recipe("lars", momentum=None)
+    assert any("0.9" in text for text in convert(lars, batch_size=1024).warnings)
+
+
 def test_a_warm_up_cites_what_it_follows():
     old = recipe(total_steps=90_000, warmup_steps=500)
     plain = by_name(convert(old, batch_size=512))["warmup_steps"]

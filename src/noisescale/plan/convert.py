@@ -7,6 +7,7 @@ from noisescale.plan.batch_units import in_unit_of, noise_scale_of
 from noisescale.plan.contradictions import refuse_contradictions
 from noisescale.plan.restated import Restatement, restate
 from noisescale.records import Conversion, NoiseScale, Recipe
+from noisescale.theory.per_example import shrinkage_unit
 from noisescale.theory.scaling import (
     RULES,
     Facts,
@@ -173,6 +174,7 @@ def _warnings(recipe: Recipe, restated: Restatement, facts: Facts) -> tuple[str,
         *restated.warnings,
         *_warnings_of_eps(recipe, new),
         *_warnings_of_facts(recipe, new, facts),
+        *_warnings_of_defaults(recipe, new),
     ]
     factor = max(new.batch_size / recipe.batch_size, recipe.batch_size / new.batch_size)
     if factor > LARGEST_CHECKED:
@@ -209,6 +211,28 @@ def _warnings_of_facts(old: Recipe, new: Recipe, facts: Facts) -> list[str]:
             f"a batch of {new.batch_size:,} is {new.batch_size / Bn:.3g} times the noise scale: for"
             f" the same loss it may need about {waste:.2g} times the {old.unit} (McCandlish et al."
             " 2018, eq. 2.11; a noise scale tells the critical batch within a factor of several)"
+        )
+    return found
+
+
+def _warnings_of_defaults(old: Recipe, new: Recipe) -> list[str]:
+    """Say which keys the recipe leaves to defaults that would have to change."""
+    found = []
+    share = shrinkage_unit(new) / shrinkage_unit(old)
+    if (
+        old.optimizer in ("adamw", "lamb")
+        and old.weight_decay is None
+        and not 0.999 < share < 1.001
+    ):
+        found.append(
+            f"weight_decay is not in the recipe: where {old.optimizer} takes its usual default of"
+            f" 0.01, the share of the weights that it takes per {old.unit.removesuffix('s')} becomes"
+            f" {share:.3g} times the old one; write it into the recipe to have it converted"
+        )
+    if old.optimizer == "lars" and old.momentum is None:
+        found.append(
+            "momentum is not in the recipe: none is assumed, but implementations of LARS have 0.9"
+            " by default; write what is trained with"
         )
     return found
 

@@ -236,6 +236,24 @@ def test_rates_at_the_ends_of_the_floats(lr: float) -> None:
     assert SchedulePlan.from_json(plan.to_json()) == plan
 
 
+def test_a_last_step_far_beyond_the_end_is_said() -> None:
+    # 25,600 examples: the rate falls a hundredfold at 25,024, and the next step is of 6,400.
+    table = {"kind": "step", "milestones": [391], "gamma": 0.01}
+    found = plan_schedule(recipe(momentum=None, schedule=table), grow=True).warnings
+    assert not any("the last step" in text for text in found)
+    unlimited = recipe(momentum=None, schedule=table, dataset_size=None)
+    plan = plan_schedule(unlimited, grow=True, max_batch_size=6400)
+    last = plan.rows[-1]
+    assert (last.batch_size, last.stop) == (6400, 31_424)
+    assert any("5,824 more than the training's 25,600" in text for text in plan.warnings)
+
+
+def test_few_steps_of_adam_are_said() -> None:
+    table = {"kind": "step", "milestones": [395], "gamma": 0.5}
+    found = plan_schedule(recipe(optimizer="adamw", momentum=None, schedule=table), grow=True)
+    assert any("fewer than the 10 over which beta1" in text for text in found.warnings)
+
+
 def test_sgd_keeps_its_weight_decay_per_example() -> None:
     made = recipe(momentum=0.5, weight_decay=1e-3)
     assert plan_schedule(made, grow=True).warnings == ()

@@ -10,6 +10,9 @@ from noisescale.records import BatchSchedule, Recipe, ScheduleRow
 from noisescale.theory.per_example import kept_per_step, shrinkage_unit
 from noisescale.theory.scaling.limits import largest_batch_of
 
+MUCH = 0.05
+"""Share of a training beyond its end that is worth a word. (assumed)"""
+
 
 def warnings_of(
     schedule: BatchSchedule,
@@ -31,6 +34,7 @@ def warnings_of(
         found = [*limit.notes, *_grown(rows, limit, recipe), *found]
     if largest != recipe.batch_size or len(schedule.pieces) > 1:
         found += [*_rate(schedule), *_averages(schedule, recipe, largest), *_few(rows, recipe)]
+        found += _overshot(schedule, rows)
     return tuple(found)
 
 
@@ -117,14 +121,29 @@ def _averages(schedule: BatchSchedule, recipe: Recipe, largest: int) -> Iterator
 
 
 def _few(rows: tuple[ScheduleRow, ...], recipe: Recipe) -> Iterator[str]:
-    if not recipe.momentum:
+    found = kept_per_step(recipe)
+    kept, name = recipe.momentum, "momentum"
+    if not kept and "beta1" in found:
+        kept, name = found["beta1"], "beta1"
+    if not kept:
         return
-    memory = 1 / (1 - recipe.momentum)
+    memory = 1 / (1 - kept)
     size = rows[-1].batch_size
     steps = sum(row.updates for row in rows if row.batch_size == size)
     if steps < memory:
         count = "1 step" if steps == 1 else f"{steps:,} steps"
         yield (
-            f"only {count} at batch {size:,}: fewer than the {memory:.3g} over which momentum"
+            f"only {count} at batch {size:,}: fewer than the {memory:.3g} over which {name}"
             " averages"
+        )
+
+
+def _overshot(schedule: BatchSchedule, rows: tuple[ScheduleRow, ...]) -> Iterator[str]:
+    end, last = schedule.total or 0, rows[-1]
+    # Steps are whole: the last one takes up to a batch more.
+    if last.stop - end > MUCH * end:
+        yield (
+            f"the last step takes {last.batch_size:,} {schedule.unit} and ends at {last.stop:,}:"
+            f" {last.stop - end:,} more than the training's {end:,}; a lower limit of growth"
+            " avoids it"
         )
