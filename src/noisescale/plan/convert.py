@@ -226,8 +226,8 @@ def _warnings_of_defaults(old: Recipe, new: Recipe) -> list[str]:
     ):
         found.append(
             f"weight_decay is not in the recipe: where {old.optimizer} takes its usual default of"
-            f" 0.01, the share of the weights that it takes per {old.unit.removesuffix('s')} becomes"
-            f" {share:.3g} times the old one; write it into the recipe to have it converted"
+            f" 0.01, the share of the weights that it takes per {old.unit.removesuffix('s')}"
+            f" becomes {share:.3g} times the old one; write it into the recipe to have it converted"
         )
     if old.optimizer == "lars" and old.momentum is None:
         found.append(
