@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ _UNIFORM = 0.1
 # Rounds in which chances above 1 are cut and the others grow; what is left above 1 then stands
 # for an example drawn twice, and biases nothing. (assumed)
 _ROUNDS = 3
+_TINY = 1e-300
+"""Keeps sizes that are all 0 from a division by 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +125,23 @@ def draw(sizes: Tensor, most: int, start: float) -> Draw:
 
     Source: Horvitz and Thompson 1952 for the estimate; Madow 1949 for the systematic draw.
     """
-    sizes = torch.nan_to_num(sizes.double(), nan=0.0, posinf=0.0)
-    share = sizes / sizes.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    share = (1 - _UNIFORM) * share + _UNIFORM / len(sizes)
+    sizes = sizes.double()
+    # The same calls in both; NumPy's are several times cheaper for arrays this small.
+    on_host = sizes.device.type == "cpu"
+    of: Any = np if on_host else torch
+    marks: Any = torch.arange(most, device=sizes.device, dtype=torch.float64) + start
+    values: Any = sizes
+    if on_host:
+        marks, values = marks.numpy(), sizes.numpy()
+    values = of.nan_to_num(values, nan=0.0, posinf=0.0)
+    share = values * ((1 - _UNIFORM) / (values.sum() + _TINY)) + _UNIFORM / len(values)
     chances = share * (most / share.sum())
     for _ in range(_ROUNDS):
         sure = chances >= 1
-        rest = share.masked_fill(sure, 0.0)
-        chances = (rest * ((most - sure.sum()) / rest.sum())).masked_fill_(sure, 1.0)
+        rest = of.where(sure, 0.0, share)
+        chances = of.where(sure, 1.0, rest * ((most - sure.sum()) / rest.sum()))
     ends = chances.cumsum(0)
-    marks = torch.arange(most, device=sizes.device, dtype=torch.float64) + start
     # The last end is ``most`` up to rounding.
-    examples = torch.searchsorted(ends, marks * (ends[-1] / most)).clamp_(max=len(sizes) - 1)
-    return Draw(examples, chances[examples].rsqrt())
+    examples = of.searchsorted(ends, marks * (ends[-1] / most)).clip(0, len(values) - 1)
+    scale = chances[examples] ** -0.5
+    return Draw(torch.as_tensor(examples), torch.as_tensor(scale))

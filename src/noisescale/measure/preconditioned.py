@@ -41,6 +41,10 @@ DEAR = 4
 tell it within a few percent. (measured: benchmarks/adam_draws.py)"""
 
 
+# A dot product of so many numbers keeps its precision, see noisescale.measure.squares. (measured)
+_SHORT = 1 << 12
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamNorm:
     """How gradients are measured under an adaptive optimizer's norm.
@@ -125,6 +129,10 @@ def metric_of(
     return AdamMetric(optimizer, inventory, preconditioner)
 
 
+def _times(value: Tensor, factor: Scalar) -> Tensor:
+    return value if isinstance(factor, float) and factor == 1.0 else value * factor
+
+
 class AdamMetric(Metric):
     """:class:`AdamNorm` for the parameters of one optimizer.
 
@@ -173,11 +181,13 @@ class AdamMetric(Metric):
         if found is None:
             return squared_norm(gradient)
         weight, factor = found
-        g = gradient.detach()
-        flat = wide(g.to_dense() if g.is_sparse else g).reshape(-1)
-        with buffers(flat, (flat.numel(),)) as (squares,):
-            torch.mul(flat, flat, out=squares)
-            return squares.mul_(weight.view(-1)).sum() * factor
+        g = gradient.detach() if gradient.requires_grad else gradient
+        g = wide(g.to_dense() if g.is_sparse else g)
+        if g.dim() == 1 and len(g) <= _SHORT:
+            return _times(torch.dot(g * g, weight), factor)
+        with buffers(g, tuple(g.shape)) as (squares,):
+            torch.mul(g, g, out=squares)
+            return _times(squares.mul_(weight).sum(), factor)
 
     def square_sum(self, index: int, parts: Sequence[Part], shape: torch.Size) -> Tensor:
         """Return the sum over the examples of sum_j g_ij^2 / D_j^power."""
@@ -187,7 +197,7 @@ class AdamMetric(Metric):
         if found is None:
             return self._slots[index].tensor.new_zeros(())
         weight, factor = found
-        return weighted_square_sum(parts, shape, weight) * factor
+        return _times(weighted_square_sum(parts, shape, weight), factor)
 
     def sample(self, calls: Sequence[Call]) -> Draw | None:
         """Draw which examples of the calls to take."""
@@ -199,7 +209,9 @@ class AdamMetric(Metric):
         if size <= most:
             return None
         self._drawn = (min(most, self._drawn[0] or most), size)
-        bounds = torch.stack([sizes(call, self._weights_of(call)) for call in calls]).sum(0)
+        bounds, *others = [sizes(call, self._weights_of(call)) for call in calls]
+        for other in others:
+            bounds = bounds + other
         return draw(bounds, most, float(torch.rand((), generator=self._generator)))
 
     def _weights_of(self, call: Call) -> dict[str, Tensor]:
@@ -267,9 +279,16 @@ class AdamMetric(Metric):
         torch.sqrt(moment.value, out=buffer)
         # What never had a gradient has no second moment: it counts for nothing, not 1/eps^2.
         torch.nn.functional.threshold(buffer, 0.0, math.inf, inplace=True)
-        buffer.add_(moment.eps)
+        factor: Scalar = 1.0
+        eps, correction = moment.eps, moment.correction
+        if isinstance(eps, float) and isinstance(correction, float) and correction > 0:
+            scale = correction**-0.5
+            torch.add(buffer.new_tensor(eps * scale), buffer, alpha=scale, out=buffer)
+        else:
+            # What is on a device corrects sums, not tensors.
+            buffer.add_(moment.eps)
+            factor = moment.correction if self.norm.power == 2 else root(moment.correction)
         _ = buffer.pow_(-2) if self.norm.power == 2 else buffer.reciprocal_()
-        factor = moment.correction if self.norm.power == 2 else root(moment.correction)
         self._weights[index] = buffer, factor
         return buffer, factor
 

@@ -34,5 +34,5 @@ def linear(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Part]:
     if trained(layer, "weight"):
         found["weight"] = Outer(g, x)
     if trained(layer, "bias"):
-        found["bias"] = g.sum(1)
+        found["bias"] = g.sum(1) if g.shape[1] > 1 else g.flatten(1)
     return found

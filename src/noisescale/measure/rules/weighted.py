@@ -36,6 +36,8 @@ def weighted_square_sum(parts: Sequence[Part], shape: torch.Size, weight: Tensor
         return torch.dot(parts[0].square().sum(0), weight)
     parts = merged(parts)
     if len(parts) == 1 and _one_position(parts[0]):
+        if isinstance(parts[0], Outer) and parts[0].groups == 1:
+            return _joined(parts[0].left[:, 0], parts[0].right[:, 0], weight)
         left, right, table = _squared_sides(parts[0], weight)
         return torch.matmul(left, table).mul_(right).sum()
     if len(parts) == 1 and isinstance(parts[0], Rows):
@@ -44,6 +46,16 @@ def weighted_square_sum(parts: Sequence[Part], shape: torch.Size, weight: Tensor
     table = _table(parts, weight)
     sums = [torch.mv(squares, table[k]).sum() for k, squares in _squares(parts, shape)]
     return torch.stack(sums).sum()
+
+
+def _joined(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """((left^2) W) * (right^2), summed, in memory that is used again."""
+    n, outer, inner = len(left), left.shape[1], right.shape[1]
+    with buffers(left, (n, outer), (n, inner), (n, inner)) as (one, other, product):
+        torch.mul(left, left, out=one)
+        torch.mul(right, right, out=other)
+        torch.mm(one, weight.view(outer, inner), out=product)
+        return product.mul_(other).sum()
 
 
 def coordinate_square_sum(parts: Sequence[Part], shape: torch.Size) -> Tensor:
