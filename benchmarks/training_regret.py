@@ -192,7 +192,8 @@ def train(
         for key, plan in plans.items():
             if key not in done:
                 missing[plan.recipe.batch_size, plan.targets].append(plan)
-        for (size, goals), todo in sorted(missing.items()):
+        # The large sizes first: theirs are the shortest runs.
+        for (size, goals), todo in sorted(missing.items(), reverse=True):
             print(f"    B {size} {goals[0]}: {len(todo)} trials", flush=True)
             for result in train_trials(workload, todo, on_result=store.append):
                 done[result.plan.key] = result
