@@ -194,8 +194,7 @@ def flushed_gradient(rank, world, folder, kind):
     gradient = gradient.full_tensor() if kind == "sharded" else gradient
     if rank == 0:
         torch.save((window.position, gradient), Path(folder) / "gradient.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    leave()
 
 
 def group_of(rank, world, folder, name):
@@ -205,10 +204,18 @@ def group_of(rank, world, folder, name):
     )
 
 
+def leave():
+    """End this process once all replicas are here.
+
+    Not by destroy_process_group: what outlives it may wait for gloo's threads, and they for it.
+    """
+    distributed.barrier()
+    os._exit(0)
+
+
 def as_replica(rank, world, folder, arguments, until=UPDATES):
     """Run as one of several processes that average their gradients."""
     torch.set_num_threads(1)
     group_of(rank, world, folder, until)
     Training(folder, rank=rank, world=world, **arguments).run(until)
-    distributed.barrier()
-    distributed.destroy_process_group()
+    leave()

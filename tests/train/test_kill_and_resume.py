@@ -39,7 +39,11 @@ def in_processes(target, *argument_lists):
         process.start()
     for process in processes:
         process.join(60)
-    return [process.exitcode for process in processes]
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # or what hangs would hold up the end of the tests
+        process.join()
+    return codes
 
 
 @pytest.fixture(scope="module")
