@@ -1,10 +1,11 @@
-"""What a user waits for: `noisescale --help` and `noisescale advise digits`, whole processes.
+"""What a user waits for: `noisescale --help`, light commands, `advise digits`; whole processes.
 
     python benchmarks/command_line.py [--runs 9] [--out benchmarks/out/command_line.json]
 
-Bounds, on 2 cores: help in at most 0.35 s (median) importing neither torch nor scipy; the advice in
-at most 60 s with less than 2 GB at its peak (the largest process). Beside help stands the start of
-a bare interpreter in the same run, in turn with it: what the machine itself takes.
+Bounds, on 2 cores: help, convert, schedule and split in at most 0.35 s (median) importing neither
+torch nor scipy; the advice in at most 60 s with less than 2 GB at its peak (the largest process).
+Beside them stands the start of a bare interpreter in the same run, in turn with them: what the
+machine itself takes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,44 @@ from pathlib import Path
 HELP_SECONDS = 0.35
 ADVICE_SECONDS = 60.0
 PEAK_BYTES = 2e9
+RECIPE = """
+optimizer = "sgd"
+lr = 0.1
+momentum = 0.9
+batch_size = 256
+dataset_size = 50000
+total_steps = 9000
+warmup_steps = 500
+schedule = {kind = "step", milestones = [3000, 6000]}
+"""
+LIGHT = {
+    "convert": ["convert", "recipe.toml", "--batch-size", "1024"],
+    "convert --json": ["convert", "recipe.toml", "--batch-size", "1024", "--json"],
+    "schedule": ["schedule", "recipe.toml", "--grow"],
+    "schedule --json": ["schedule", "recipe.toml", "--grow", "--json"],
+    "split": ["split", "--global-batch-size", "512", "--replicas", "8"],
+}
 
 
-def seconds_of(command: list[str]) -> float:
+def seconds_of(command: list[str], folder: str | None = None) -> float:
     """Wall seconds of one whole process."""
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, check=True, cwd=folder, **quiet)
     return time.perf_counter() - began
+
+
+def light(program: list[str], runs: int) -> dict[str, list[float]]:
+    """Seconds of the commands that need neither torch nor scipy, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "recipe.toml").write_text(RECIPE)
+        for command in LIGHT.values():
+            seconds_of([*program, *command], folder)
+        rounds = [
+            [seconds_of([*program, *command], folder) for command in LIGHT.values()]
+            for _ in range(runs)
+        ]
+    return dict(zip(LIGHT, map(list, zip(*rounds, strict=True)), strict=True))
 
 
 def verdict(met: bool) -> str:
@@ -47,6 +79,7 @@ def main() -> None:
     seconds_of([*program, "--help"])
     pairs = [(seconds_of([*program, "--help"]), seconds_of(bare)) for _ in range(arguments.runs)]
     helps = [first for first, _ in pairs]
+    others = light(program, arguments.runs)
     code = (
         "import sys, noisescale.cli as c\n"
         "try: c.main(['--help'])\n"
@@ -66,12 +99,22 @@ def main() -> None:
         f" bare interpreter {plain:.3f}): {verdict(median <= HELP_SECONDS)};"
         f" imports of torch and scipy {imported}: {verdict(imported == '[]')}"
     )
+    for name, seconds in others.items():
+        middle = statistics.median(seconds)
+        print(f"{name}: median {middle:.3f} s (least {min(seconds):.3f}, most {max(seconds):.3f}):"
+              f" {verdict(middle <= HELP_SECONDS)}")  # fmt: skip
     print(
         f"advise digits: {advice:.1f} s: {verdict(advice <= ADVICE_SECONDS)};"
         f" peak {peak / 1e9:.2f} GB: {verdict(peak < PEAK_BYTES)}"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"help_seconds": helps, "bare_seconds": plain, "advice_seconds": advice, "peak": peak}
+    found = {
+        "help_seconds": helps,
+        "bare_seconds": plain,
+        "light_seconds": others,
+        "advice_seconds": advice,
+        "peak": peak,
+    }
     arguments.out.write_text(json.dumps(found, indent=1))
 
 
