@@ -106,9 +106,9 @@ class ExamplesSource(GradientSource):
     def _refuse_again(self, place: int) -> None:
         self._drop(self._calls.layers[place], TWICE)
 
-    def open(self) -> None:
+    def open(self, *, at_once: bool = False) -> None:
         """Watch the coming passes as one step."""
-        super().open()
+        super().open(at_once=at_once)
         slots = self.inventory.slots
         for index in self.inventory.seen:
             parameter = slots[index].tensor
@@ -290,13 +290,14 @@ class ExamplesSource(GradientSource):
             weighted_factor, mean_factor = effective**2, 1.0
         else:
             effective, weighted_factor, mean_factor = float(count), 1.0, count**-2.0
+        weighted, mean = self.inventory.pack_all(squares, self._mean)
         return StepNorms(
             units=effective,
             effective=effective,
             examples=count,
             largest_unit=1,
-            weighted=self.inventory.pack(squares),
-            mean=self.inventory.pack(self._mean),
+            weighted=weighted,
+            mean=mean,
             weighted_factor=weighted_factor,
             mean_factor=mean_factor,
         )

@@ -189,14 +189,19 @@ class GradientSource(abc.ABC):
         """Whether the passes that run now are measured."""
         return self._watching
 
-    def open(self) -> None:
-        """Watch the coming passes as one step."""
+    def open(self, *, at_once: bool = False) -> None:
+        """Watch the coming passes as one step.
+
+        Args:
+            at_once: whether nothing ran since ``close()``.
+        """
         if self._uncompiled is not None:
             self._uncompiled.hold()
         if not self._handles:
             self._install()
-        self._watching = True
-        self._reset()
+        if not (at_once and self._watching):
+            self._watching = True
+            self._reset()
         self.metric.freeze()
 
     def close(self, gradients: Mapping[int, Tensor] | None = None) -> StepNorms | Refused | None:

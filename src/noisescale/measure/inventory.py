@@ -110,15 +110,23 @@ class Inventory:
 
     def pack(self, values: Mapping[int, Tensor]) -> Tensor:
         """Stack 0-d tensors to shape (parameters,), zero where not seen or no gradient came."""
+        return self.pack_all(values)[0]
+
+    def pack_all(self, *several: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """:meth:`pack` of each."""
+        first = next(iter(several[0].values()))
+        missing = [slot.missing is not None for slot in self.slots]
         zero: Tensor | None = None
-        first = next(iter(values.values()))
         row: list[Tensor] = []
-        for index, slot in enumerate(self.slots):
-            value = values.get(index) if slot.missing is None else None
-            if value is None:
-                zero = first.new_zeros(()) if zero is None else zero
-                value = zero
-            elif value.device != first.device or value.dtype != first.dtype:
-                value = value.to(first.device, first.dtype)
-            row.append(value)
-        return torch.stack(row)
+        # One stack for all: each call is dear where caches are cold.
+        for values in several:
+            for index, unseen in enumerate(missing):
+                value = None if unseen else values.get(index)
+                if value is None:
+                    zero = first.new_zeros(()) if zero is None else zero
+                    value = zero
+                elif value.device != first.device or value.dtype != first.dtype:
+                    value = value.to(first.device, first.dtype)
+                row.append(value)
+        packed: tuple[Tensor, ...] = torch.stack(row).view(len(several), -1).unbind()
+        return packed

@@ -190,9 +190,9 @@ class NoiseMeter:
         self._tally.modes.clear()
         self._log = StepLog(self._source.inventory)
 
-    def _arm(self) -> None:
+    def _arm(self, *, at_once: bool = False) -> None:
         if self.due and not self._tally.split_only:
-            self._source.open()
+            self._source.open(at_once=at_once)
         elif self._source.watching:
             self._source.pause()
 
@@ -227,12 +227,13 @@ class NoiseMeter:
 
     def _end_step(self) -> None:
         tally = self._tally
-        if self.due and not tally.split_only:
+        closed = self.due and not tally.split_only
+        if closed:
             self._take(self._source.close())
         tally.optimizer_steps += 1
         self._split_done = False
         if self._source.watching or tally.optimizer_steps % self._every == 0:
-            self._arm()
+            self._arm(at_once=closed)
 
     def _take(self, result: StepNorms | Refused | None) -> None:
         if self._auto and self.source == "examples" and self._unfit(result):
