@@ -3,7 +3,8 @@
     python benchmarks/cost_model.py [--out benchmarks/out/cost_model.json]
 
 Linear weights used at t positions: the product of o x i itself, or t x t Gram matrices.
-Convolutions: shifted products, or unfolded patches. Every form is timed in turn, the best of
+Convolutions: shifted products, unfolded patches, or one call of torch's own weight gradient with
+the examples as groups. Every form is timed in turn, the best of
 several rounds is kept. Printed per layer: the times, what the rule chose, and its regret (time of
 the choice over the time of the best). At the end the thresholds that would have the least mean
 regret, beside those in use.
@@ -16,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,6 +77,10 @@ def convolved(channels_in: int, channels_out: int, side: int, kernel: int = 3) -
     x = torch.randn(EXAMPLES, channels_in, side, side)
     g = torch.randn(EXAMPLES, channels_out, side // stride, side // stride)
 
+    def groups() -> object:
+        part = convolution.weight_part(layer, g, x, shift=True)
+        return parts.square_sum([replace(part, whole=True)], layer.weight.shape)
+
     def form(shifted: bool) -> object:
         step = EXAMPLES if shifted else convolution.unfolded_step(layer, g)
         sums = []
@@ -84,9 +90,12 @@ def convolved(channels_in: int, channels_out: int, side: int, kernel: int = 3) -
         return sums
 
     with torch.no_grad():
-        times = best({"shifted": lambda: form(True), "unfolded": lambda: form(False)})
+        times = best(
+            {"shifted": lambda: form(True), "unfolded": lambda: form(False), "groups": groups}
+        )
         positions = (side // stride) ** 2
         chosen = "shifted" if convolution.shifted(layer, positions) else "unfolded"
+        chosen = "groups" if convolution.whole(layer, g, x) else chosen
     name = f"conv {kernel}x{kernel} {channels_in}-{channels_out} at {side}x{side}"
     return {
         "layer": name,
