@@ -26,8 +26,7 @@ _TAKES = {
     "adamw": ("betas", "eps", "weight_decay"),
 }
 _OPTIMIZER_KEYS = sorted(
-    {key for keys in _TAKES.values() for key in keys}
-    | {"trust_coefficient", "alpha"}
+    {key for keys in _TAKES.values() for key in keys} | {"trust_coefficient", "alpha"}
 )
 
 
