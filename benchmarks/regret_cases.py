@@ -13,7 +13,7 @@ shakespeare, where there is no bound.
 
 Changed after the first judged run (mnist with plain SGD: 32 of 36 conversions within 1.25 times
 the tuned steps, 89 %, MISSED): a raised rate may lie 1.5 times beyond the stability limit, not 2.
-Changed before they were run: conversions of AdamW on mnist have two seeds, not four, for want of time.
+Changed before they were run: conversions of AdamW on mnist have two seeds, not four (time).
 """
 
 from __future__ import annotations
