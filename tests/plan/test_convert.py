@@ -102,11 +102,25 @@ def test_up_with_momentum_the_rate_is_scaled_and_the_exact_rule_is_beside_it():
     assert exact.values["lr"] == pytest.approx(0.1 / 0.1 * (1 - m) * 4)
 
 
-def test_down_with_momentum_is_exact():
+def test_down_with_momentum_the_rate_is_scaled_and_the_exact_rule_keeps_the_memory():
     found = convert(recipe(), batch_size=64)
-    assert found.rule == "exact"
-    assert found.recipe.momentum == pytest.approx(0.9**0.25)
-    assert found.recipe.lr / (1 - found.recipe.momentum) / 64 == pytest.approx(0.1 / 0.1 / 256)
+    assert (found.rule, found.recipe.lr, found.recipe.momentum) == ("keep-momentum", 0.025, 0.9)
+    exact = convert(recipe(), batch_size=64, rule="exact").recipe
+    assert exact.momentum == pytest.approx(0.9**0.25)
+    assert exact.lr / (1 - exact.momentum) / 64 == pytest.approx(0.1 / 0.1 / 256)
+
+
+def test_far_up_with_momentum_the_rate_follows_the_square_root():
+    near, far = (convert(recipe(), batch_size=256 * factor) for factor in (8, 16))
+    assert (near.rule, near.recipe.lr) == ("keep-momentum", pytest.approx(0.8))
+    assert (far.rule, far.recipe.lr) == ("square-root", pytest.approx(0.4))
+
+
+def test_plain_sgd_grows_by_momentum_and_shrinks_in_proportion():
+    up, down = (convert(recipe("sgd"), batch_size=size) for size in (1024, 64))
+    assert (up.rule, up.recipe.lr) == ("momentum-trade", 0.1)
+    assert up.recipe.momentum == pytest.approx(0.75)
+    assert (down.rule, down.recipe.lr) == ("linear", 0.025)
 
 
 def test_a_noise_scale_makes_the_noise_aware_rule_the_recommended_one():
@@ -266,7 +280,7 @@ def test_an_eps_that_float16_loses_is_warned_of():
 
 def test_a_raised_rate_without_warm_up_is_warned_of():
     def warned(**keys) -> bool:
-        found = convert(recipe("sgd", **keys), batch_size=1024)
+        found = convert(recipe("sgd", **keys), batch_size=1024, rule="linear")
         return any("no warm-up" in text for text in found.warnings)
 
     assert warned(total_steps=9000)

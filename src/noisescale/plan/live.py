@@ -336,4 +336,6 @@ def _plain(value: Any) -> Any:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
+    # A recipe leaves out what the group spells as 0: plain SGD's momentum.
+    one, other = one or 0.0, other or 0.0
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=0.0)
