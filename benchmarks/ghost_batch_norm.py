@@ -13,16 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rounds_in_turn import Step, in_turn
 from torch import Tensor, nn
 
 from noisescale.train import GhostBatchNorm1d, GhostBatchNorm2d, convert_ghost_batch_norm
 
-Step = Callable[[], object]
 CASES = [
     ((512, 64), 32, False),
     ((4096, 512), 128, False),
@@ -73,18 +71,6 @@ def network_step(size: int | None) -> Step:
         optimizer.step()
 
     return step
-
-
-def in_turn(steps: dict[str, Step], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each step in each round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for place in range(warm_up + rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if place >= warm_up:
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return times
 
 
 def compare(title: str, steps: dict[str, Step], rounds: int) -> dict[str, object]:

@@ -17,18 +17,17 @@ import argparse
 import importlib.util
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from overhead_models import Gpt
+from rounds_in_turn import Step, in_turn
 from torch import nn
 
 from noisescale.train import LAMB, LARS, PerExampleAdamW, PerExampleSGD
 from noisescale.train.layerwise import CHUNK_ELEMENTS
 
-Step = Callable[[], object]
 SEQUENCES, LENGTH, TOKENS = 32, 64, 96
 WIDTH, BLOCKS = 256, 6
 BOUND = {"lars": 2.2, "lamb": 1.8, "gpt": 1.05}
@@ -100,18 +99,6 @@ def gpt_step(make: Callable[[object], torch.optim.Optimizer]) -> Step:
         optimizer.step()
 
     return step
-
-
-def in_turn(steps: dict[str, Step], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each step in each round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for place in range(warm_up + rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if place >= warm_up:
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return times
 
 
 def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:

@@ -66,3 +66,30 @@ seed 3, or start afresh
                 f"here it is {value}",
                 f"resume with {name} {state[name]}, or start afresh",
             )
+
+
+def require_groups(state_dict: Mapping[str, Any], kind: str, needed: Collection[str]) -> None:
+    """Refuse an optimizer's state dict whose parameter groups lack settings.
+
+    Args:
+        state_dict: what the ``state_dict()`` of a torch optimizer returned.
+        kind: the class that must have saved it.
+        needed: keys of every group.
+
+    Raises:
+        InvalidInputError: a group lacks a key: it is another optimizer's.
+
+    >>> require_groups({"param_groups": [{"lr": 0.1}]}, "LARS", ["momentum"])
+    Traceback (most recent call last):
+    ...
+    noisescale.errors.InvalidInputError: state dict without momentum: a state dict of LARS is \
+required; load the one that this optimizer saved
+    """
+    for group in state_dict["param_groups"]:
+        missing = sorted(set(needed) - set(group))
+        if missing:
+            raise InvalidInputError(
+                f"state dict without {', '.join(missing)}",
+                f"a state dict of {kind} is required",
+                "load the one that this optimizer saved",
+            )

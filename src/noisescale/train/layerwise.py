@@ -11,6 +11,7 @@ import torch
 from torch.optim.optimizer import ParamsT, StateDict
 
 from noisescale.errors import InvalidInputError
+from noisescale.train.arguments import require_groups
 
 Exclude = Callable[[str, torch.Tensor], bool]
 """``exclude(name, parameter)``; the name is empty where parameters came without names."""
@@ -109,14 +110,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer, abc.ABC):
             InvalidInputError: the state dict is another optimizer's.
         """
         needed = {*self.defaults, "excluded"} - {"exclude"}
-        for group in state_dict["param_groups"]:
-            missing = sorted(needed - set(group))
-            if missing:
-                raise InvalidInputError(
-                    f"state dict without {', '.join(missing)}",
-                    f"a state dict of {type(self).__name__} is required",
-                    "load the one that this optimizer saved",
-                )
+        require_groups(state_dict, type(self).__name__, needed)
         super().load_state_dict(state_dict)
 
     @torch.no_grad()

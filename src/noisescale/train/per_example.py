@@ -17,6 +17,7 @@ import torch
 from torch.optim.optimizer import ParamsT, StateDict
 
 from noisescale.errors import InvalidInputError
+from noisescale.train.arguments import require_groups
 from noisescale.train.layerwise import check_setting
 
 Tensors = list[torch.Tensor]
@@ -93,14 +94,7 @@ class PerExampleOptimizer(torch.optim.Optimizer, abc.ABC):
             InvalidInputError: the state dict is another optimizer's.
         """
         needed = {*self.param_groups[0]} - {"params", "param_names", "initial_lr"}
-        for group in state_dict["param_groups"]:
-            missing = sorted(needed - set(group))
-            if missing:
-                raise InvalidInputError(
-                    f"state dict without {', '.join(missing)}",
-                    f"a state dict of {type(self).__name__} is required",
-                    "load the one that this optimizer saved",
-                )
+        require_groups(state_dict, type(self).__name__, needed)
         super().load_state_dict(state_dict)
         self.defaults["batch_size"] = self.param_groups[0]["batch_size"]
 
