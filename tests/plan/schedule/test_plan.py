@@ -200,7 +200,7 @@ def test_megatrons_text_beside_a_recipe_in_tokens() -> None:
         (recipe(schedule=None), {"grow": True}, "the recipe's rate never falls"),
         (recipe(optimizer="adamw"), {"grow": True}, "while noise dominates"),
         (recipe(optimizer="adamw"), {"grow": True}, "betas count steps"),
-        (recipe(ema_decay=0.99), {"grow": True}, "ema_decay count steps"),
+        (recipe(ema_decay=0.99), {"grow": True}, "ema_decay counts steps"),
         (
             recipe(optimizer="adamw", weight_decay=0.1),
             {"grow": True, "max_batch_size": 1024},

@@ -104,8 +104,9 @@ def _averages(schedule: BatchSchedule, recipe: Recipe, largest: int) -> Iterator
     named = ["betas"] if "beta1" in kept else []
     named += [name for name in ("alpha", "ema_decay") if name in kept]
     if named:
+        verb = "count" if len(named) > 1 or named == ["betas"] else "counts"
         yield (
-            f"{' and '.join(named)} count steps: at batch {largest:,} the averages reach back over"
+            f"{' and '.join(named)} {verb} steps: at batch {largest:,} the averages reach back over"
             f" {ratio:,.3g} times as many {recipe.unit}"
         )
     # At a rate of 1, since the share goes in proportion and tiny rates would underflow.
