@@ -13,6 +13,11 @@ goes on. Raw regrets are written to benchmarks/results/training_regret.csv.
 Printed for each rule: cases, the share within the bound, the median and the worst regret, cases
 that did not reach the goal in four times the tuned steps (with those that diverged), cases
 equal to the tuned recipe by an equivalence test; for the recommended rule the verdict.
+
+    python benchmarks/training_regret.py --by-factor
+
+trains nothing: shares by direction and factor over all problems of the raw table, which is what the
+rules recommended without a noise scale rest on.
 """
 
 from __future__ import annotations
@@ -382,6 +387,22 @@ def write(rows: Sequence[Regret]) -> None:
         writer.writerows(_short(asdict(row)) for row in rows)
 
 
+def by_factor() -> None:
+    """Print the raw table's shares by optimizer, rule, direction and factor."""
+    groups: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+    with (RESULTS / "training_regret.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["regret"]:
+                factor = int(row["new_size"]) / int(row["old_size"])
+                groups[row["optimizer"], row["rule"], factor].append(float(row["regret"]))
+    print("optimizer  rule            factor  cases  <=1.25  <=1.5  median  worst  failed")
+    for (optimizer, rule, factor), regrets in sorted(groups.items()):
+        within = [sum(regret <= most for regret in regrets) for most in (1.25, 1.5)]
+        print(f"{optimizer:11}{rule:15}{factor:7g}{len(regrets):7}{within[0]:8}{within[1]:7}"
+              f"{statistics.median(regrets):8.2f}{max(regrets):7.2f}"
+              f"{sum(map(math.isinf, regrets)):8}")  # fmt: skip
+
+
 def _short(row: dict[str, object]) -> dict[str, object]:
     return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
 
@@ -392,7 +413,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["digits", "mnist"], metavar="|".join(PROBLEMS))
     parser.add_argument("--optimizer", nargs="*", choices=list(OPTIMIZERS))
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--by-factor", action="store_true", help="only cut the raw table")
     arguments = parser.parse_args()
+    if arguments.by_factor:
+        by_factor()
+        return
     for name in arguments.names:
         for optimizer in arguments.optimizer or OPTIMIZERS:
             if optimizer not in PROBLEMS[name].lr:
