@@ -126,8 +126,10 @@ def test_a_death_costs_only_what_it_was_training(crew: TrialProcesses, engine: s
     killed = []
 
     def kill(result: TrialResult) -> None:
-        if not killed:
-            killed.append(next(p.pid for p in crew.processes if p.working))
+        # One that just ended by itself is listed until all it left has been told.
+        alive = [p.pid for p in crew.processes if p.working and runs(p.pid)]
+        if alive and not killed:
+            killed.append(alive[0])
             os.kill(killed[0], signal.SIGKILL)
 
     ours = train_trials(
@@ -139,6 +141,7 @@ def test_a_death_costs_only_what_it_was_training(crew: TrialProcesses, engine: s
             assert "exit status 7" in result.detail
         else:
             assert told([result]) == told([plain])
+    assert killed
     assert gone(killed)
 
 
