@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from full_sweeps import CASES, OPTIMIZERS, OUT
+from validated_in_part import validated_in_part
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Advice, TunedSteps, TuningOutcome
@@ -53,14 +54,13 @@ def truth(case: str) -> dict[str, dict[int, TunedSteps]]:
 def calibrated(case: str, target: str, data: Path | None) -> Advice:
     """Run the advice."""
     name, _, optimizer = case.rpartition("-")
+    overrides = {"lr": CASES[name].lr[optimizer], **OPTIMIZERS[optimizer]}
     return advise(
-        name,
+        validated_in_part(name, data, overrides),
         seconds=SECONDS,
         calibrate=True,
         target=target,
         seed=SEED,
-        data=data,
-        overrides={"lr": CASES[name].lr[optimizer], **OPTIMIZERS[optimizer]},
     )
 
 

@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from validated_in_part import validated_in_part
+
 from noisescale.records import Interval, SweepCurve, SweepResult
 from noisescale.run.sweep.driver import sweep
 from noisescale.run.sweep.progress import SweepProgress
@@ -104,7 +106,7 @@ def run(name: str, optimizer: str, data: Path | None) -> SweepResult:
             print(f"  {news.share:4.0%} {news.trials} trials, {news.seconds:.0f} s", flush=True)
 
     return sweep(
-        name,
+        validated_in_part(name, data, {"lr": case.lr[optimizer], **OPTIMIZERS[optimizer]}),
         targets=[f"{case.targets}<{goal:g}" for goal in case.goals],
         batch_sizes=case.batch_sizes,
         trials=case.rates,
@@ -112,8 +114,6 @@ def run(name: str, optimizer: str, data: Path | None) -> SweepResult:
         full=case.minutes is not None,
         max_examples=case.max_examples,
         store=OUT / f"{name}-{optimizer}",
-        overrides={"lr": case.lr[optimizer], **OPTIMIZERS[optimizer]},
-        data=data,
         on_progress=tell,
     )
 

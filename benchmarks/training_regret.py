@@ -42,11 +42,11 @@ from regret_cases import (
     PATIENCE,
     PROBLEMS,
 )
+from validated_in_part import validated_in_part
 
 from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe, Target, TrialOutcome, TrialPlan, TrialResult
 from noisescale.run.measuring import measure_run
-from noisescale.run.resolve import resolve_workload
 from noisescale.run.store import TrialStore
 from noisescale.run.sweep.driver import sweep
 from noisescale.run.sweep.identity import fingerprint
@@ -101,17 +101,15 @@ def tune(name: str, optimizer: str, data: Path | None) -> tuple[Workload, list[T
     """Sweep, or read what was swept."""
     problem = PROBLEMS[name]
     overrides = {**OPTIMIZERS[optimizer], "lr": problem.lr[optimizer]}
+    workload = validated_in_part(name, data, overrides)
     result = sweep(
-        name,
+        workload,
         targets=list(problem.goals),
         batch_sizes=problem.sizes,
         seeds=problem.seeds,
         store=OUT / f"{name}-{optimizer}",
-        overrides=overrides,
-        data=data,
         **problem.more,
     )
-    workload = resolve_workload(name, data=data, overrides=overrides)
     tuned = [
         Tuned(
             goal=curve.target,
