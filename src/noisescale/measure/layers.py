@@ -37,6 +37,7 @@ def find_layers(model: nn.Module, inventory: Inventory) -> list[Layer]:
     """List the layers that own measured parameters; what cannot be measured is dropped."""
     indices = {id(slot.tensor): i for i, slot in enumerate(inventory.slots)}
     layers: list[Layer] = []
+    refused: list[tuple[nn.Module, list[int], str]] = []
     answered_for: set[nn.Module] = set()
     for module in model.modules():
         rule = rule_for(module)
@@ -45,12 +46,15 @@ def find_layers(model: nn.Module, inventory: Inventory) -> list[Layer]:
         if module in answered_for or not slots:
             continue
         if isinstance(rule, str):
-            for index in slots.values():
-                inventory.drop(index, rule)
+            refused.append((module, list(slots.values()), rule))
             continue
         layers.append(Layer(module, len(layers), rule, slots))
-        if any("." in key for key in slots):
-            answered_for.update(module.modules())
+        holders = {key.rpartition(".")[0] for key in slots if "." in key}
+        answered_for.update(module.get_submodule(holder) for holder in holders)
+    for module, several, reason in refused:
+        # Another module that holds it may have come later.
+        for index in several if module not in answered_for else ():
+            inventory.drop(index, reason)
     for layer in layers:
         others = {i for other in layers if other is not layer for i in other.slots.values()}
         # The graph of a module holds that of its children: what they share would count twice.

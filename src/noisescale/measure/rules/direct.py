@@ -27,7 +27,7 @@ from noisescale.measure.rules.nodes import (
 )
 from noisescale.measure.rules.parts import Outer, Part, Rows
 from noisescale.measure.rules.paths import Path, Paths
-from noisescale.measure.rules.registry import Call, Rule, own_parameters
+from noisescale.measure.rules.registry import Call, Rule, held_parameters
 from noisescale.measure.rules.rerun import Rerun
 from noisescale.measure.squares import squared_norm
 
@@ -109,7 +109,7 @@ class DirectUses:
         """
         if hooks_active():
             return None
-        named = {p: k for k, p in own_parameters(self._module).items() if p is not None}
+        named = {p: k for k, p in held_parameters(self._module).items() if p is not None}
         parameters = {k: p for p, k in named.items() if p.requires_grad}
         inputs = tensors_in((args, kwargs))
 
@@ -171,12 +171,14 @@ def _rule(key: str, form: Callable[[Tensor, Tensor], Part], *, alone: bool = Fal
         return {key: squared_norm(x)}
 
     def step(call: Call) -> int:
-        parameter = own_parameters(call.layer)[key]
+        parameter = held_parameters(call.layer)[key]
         assert parameter is not None
         several = max(parameter.numel(), call.tensors[0][0].numel())
         return max(1, _parts.CHUNK_ELEMENTS // max(1, several))
 
-    return Rule(parts, step, _none, _none, own_parameters, lambda _: None, norms if alone else None)
+    return Rule(
+        parts, step, _none, _none, held_parameters, lambda _: None, norms if alone else None
+    )
 
 
 def _none(*_: Any) -> Any:

@@ -244,6 +244,24 @@ def own_parameters(layer: nn.Module) -> Mapping[str, nn.Parameter | None]:
     return layer._parameters
 
 
+def held_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """:func:`own_parameters`, and by dotted names those of children that are never called.
+
+    Such are ``nn.ParameterList``, ``nn.ParameterDict`` and ``nn.ModuleList``: what uses the
+    parameters that they hold is the module that holds them.
+    """
+    found = dict(module._parameters)
+    for name, child in module._modules.items():
+        if child is not None and never_called(child):
+            found.update({f"{name}.{key}": p for key, p in held_parameters(child).items()})
+    return found
+
+
+def never_called(module: nn.Module) -> bool:
+    """Whether a module has no forward."""
+    return type(module).forward is nn.Module.forward
+
+
 def _one_input(
     batched: Callable[[nn.Module, Tensor], bool], more_inputs: bool
 ) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Dims | str]:

@@ -30,7 +30,8 @@ from noisescale.measure.rules.registry import (
     Call,
     Dims,
     Rule,
-    own_parameters,
+    held_parameters,
+    never_called,
     replaced,
 )
 
@@ -122,7 +123,10 @@ def _inputs(
 ) -> Dims | str:
     del layer
     tensors = tensors_in([*args, *kwargs.values()])
-    dims: Dims = [0 if t.dim() and t.shape[0] == size else None for t in tensors]
+    dims: Dims = [
+        0 if t.dim() and t.shape[0] == size and not isinstance(t, nn.Parameter) else None
+        for t in tensors
+    ]
     return dims if 0 in dims else NOT_BATCHED
 
 
@@ -134,8 +138,7 @@ def _outputs(layer: nn.Module, outputs: list[Tensor], size: int) -> list[int] | 
 
 
 def _called(layer: nn.Module) -> str | None:
-    never = type(layer).forward is nn.Module.forward
-    return f"{type(layer).__name__} is never called" if never else None
+    return f"{type(layer).__name__} is never called" if never_called(layer) else None
 
 
 def _usable(layer: nn.Module) -> str | None:
@@ -162,7 +165,7 @@ def _wanted(layer: nn.Module) -> Mapping[str, nn.Parameter | None]:
     if isinstance(layer, nn.MultiheadAttention):
         # It uses its output projection's parameters without calling it.
         return dict(layer.named_parameters())
-    return own_parameters(layer)
+    return held_parameters(layer)
 
 
 _ATTENTION = tuple(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
