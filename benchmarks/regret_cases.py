@@ -39,7 +39,7 @@ BOUNDS = {"sgd": (1.25, 0.90), "momentum": (1.5, 0.90), "adamw": (1.5, 0.85)}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "momentum": 0.0},
     "momentum": {"optimizer": "sgd", "momentum": 0.9},
-    "adamw": {"optimizer": "adamw"},
+    "adamw": {"optimizer": "adamw", "momentum": None},
 }
 
 
