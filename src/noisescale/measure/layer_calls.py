@@ -11,7 +11,7 @@ from torch.autograd.graph import get_gradient_edge, register_multi_grad_hook
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
-from noisescale.measure.alignment import UNCERTAIN, Alignment
+from noisescale.measure.alignment import UNCERTAIN, Alignment, Constants
 from noisescale.measure.gradients import Forward, Inventory, tensors_in
 from noisescale.measure.harmless import Harmless
 from noisescale.measure.kept import (
@@ -25,7 +25,7 @@ from noisescale.measure.kept import (
     transformed,
 )
 from noisescale.measure.layers import Layer, find_layers
-from noisescale.measure.rules.registry import Call, without_tensors
+from noisescale.measure.rules.registry import NOT_BATCHED, Call, without_tensors
 from noisescale.measure.tensor_hooks import on_output
 from noisescale.measure.use_hooks import OVERWRITTEN, TWICE, failed, hook_uses
 
@@ -61,6 +61,7 @@ class LayerCalls:
         self.careful: Callable[[], bool] = lambda: True
         """Whether gradients are compared, so that rounding errors matter."""
         self.alignment = Alignment(model)
+        self._constants = Constants()
         self.forward: Forward | None = None
         """The forward pass that runs now."""
         self._last: Forward | None = None
@@ -97,6 +98,7 @@ class LayerCalls:
     def begin(self, forward: Forward | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start a forward pass of the model; None for one that is not to be measured."""
         self.forward = forward
+        self._constants.begin()
         if forward is not None:
             self._begun.append(forward)
             tensors = self._trainable
@@ -240,12 +242,15 @@ class LayerCalls:
             return
         take = keep(tensors) if grad else None
         dims = layer.rule.inputs(layer.module, args, kwargs, forward.size)
+        if layer.rule.direct and not isinstance(dims, str):
+            told = self._constants.told(layer.index, tensors, dims)
+            dims = told if 0 in told else NOT_BATCHED
         if isinstance(dims, str):
             self.drop(layer, dims)
             return
         if not self.alignment.settled:
             self._known.add(layer.index)
-            self.alignment.note(layer.index, forward.size, tensors, dims)
+            self.alignment.note(layer.index, forward.size, tensors, dims, outputs)
         elif layer.index not in self._known:
             # Half a batch ran without it: what is doubtful stays so.
             if any(list(t.shape).count(forward.size) > 1 for t in tensors):
