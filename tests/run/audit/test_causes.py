@@ -149,6 +149,32 @@ def test_a_root_of_the_mean_is_no_mean_of_its_parts():
     assert kinds(alone(made)) == {"mixing"}
 
 
+@pytest.mark.parametrize("power", [2, 4])
+@pytest.mark.parametrize(("batch_size", "micro"), [(32, 8), (32, 4), (32, 16), (16, 8), (8, 4)])
+def test_a_root_of_very_different_losses_is_no_mean_either(power, batch_size, micro):
+    """Weights that go with the losses meet its gradient and its value, by Euler's theorem."""
+    inputs, labels = data()
+    targets = labels * torch.logspace(-1, 1, len(labels))
+
+    def loss(model, batch):
+        errors = model(batch[0])[:, 0] - batch[1]
+        return (errors.abs() ** power).mean() ** (1 / power)
+
+    made = workload(loss=loss, train=(inputs, targets))
+    assert kinds(alone(made, batch_size=batch_size, micro=micro)) == {"mixing"}
+    # The split over two replicas is looked into as well, and has two parts.
+    assert kinds(audit(made, batch_size=batch_size, micro=micro)) == {"mixing"}
+
+
+@pytest.mark.parametrize("micro", [8, 16])
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_token_mean_that_goes_with_the_batch_is_no_mixing(power, micro):
+    made = workload(loss=lambda m, b: token_mean(m, b) * len(b[0]) ** power, train=sequences())
+    found = alone(made, micro=micro)
+    assert kinds(found) == {"sum", "token_mean"}
+    assert cause(found, "sum").ratio == near((micro / 32) ** power)
+
+
 def test_a_median_is_no_mean_over_something_else():
     def loss(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1], reduction="none").median()

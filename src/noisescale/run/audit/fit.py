@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from noisescale.errors import InvalidInputError
 from noisescale.run.audit.bench import Bench, Found, shares
 from noisescale.run.audit.conditions import Condition
 from noisescale.run.audit.differences import (
@@ -26,6 +28,9 @@ _SHARE_SLACK = 1e-3
 
 _KEPT = 8
 """Gradients kept at a time, each as large as the model; others are computed again."""
+
+_PAIRS = 8
+"""So many pairs of parts are compared at most. (assumed)"""
 
 _SCALED = 0.05
 """A scale that goes with the number of examples changes more than this between a batch and its
@@ -86,7 +91,9 @@ class Fitter:
             weights = self._weights(parts, free=free)
             if weights is None or not self._all_count(parts, weights):
                 continue
-            if self._holds_across(parts, weights, free=free):
+            if self._holds_across(parts, weights, free=free) and (
+                not free or self._by_pairs_alike(parts)
+            ):
                 return Fit("rescaled" if free else "weighted", tuple(weights), self._empty(parts))
         return Fit("none", own)
 
@@ -170,17 +177,36 @@ class Fitter:
         """
         middle = len(parts) // 2
         pair, two = parts[middle - 1 : middle + 1], weights[middle - 1 : middle + 1]
+        if free and abs(sum(weights) - 1) < _SCALED:
+            return False  # more like a function of the mean, such as its square root
         if len(parts) < 3 or min(two) <= 0:
             return True
         both, one, other = self._of(pair), self._of(pair[:1]), self._of(pair[1:])
         first, second = (weight / sum(two) for weight in two)
-        if free and abs(sum(weights) - 1) < _SCALED:
-            return False  # more like a function of the mean, such as its square root
         if free:
             mean = combined([(first, one.gradient), (second, other.gradient)])
             factor = inner(mean, both.gradient) / (inner(mean, mean) or math.nan)
             first, second = factor * first, factor * second
         return self._balanced(both, (first, one), (second, other))
+
+    def _by_pairs_alike(self, parts: Sequence[Tensor]) -> bool:
+        """Whether two neighbours are rescaled as any others of these sizes are.
+
+        Two free weights meet a root of a mean too, gradient and loss (Euler's theorem: it is
+        homogeneous of degree 1 in the parts' losses), but their sum then goes with the losses.
+        """
+        if len(self._bench.seeds) > 1:
+            return True  # the weights are not known well enough
+        if len(parts) == 2:
+            parts = [half for part in parts for half in part.tensor_split(2) if len(half)]
+        pairs = [pair for pair in pairwise(parts) if _lengths(pair) == _lengths(parts[:2])]
+        try:
+            found = [self._two([one], [other], free=True) for one, other in pairs[:_PAIRS]]
+        except InvalidInputError:  # such small parts cannot be run
+            return True
+        sums = [sum(weights) for weights in found if weights is not None]
+        slack = max(_SHARE_SLACK, self._bench.unit)
+        return not sums or max(sums) - min(sums) <= slack * max(sums)
 
     def _two(
         self, left: Sequence[Tensor], right: Sequence[Tensor], *, free: bool
@@ -237,6 +263,10 @@ class Fitter:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = self._sum([torch.cat(list(parts))], [1.0])
         return self._known[key]
+
+
+def _lengths(parts: Sequence[Tensor]) -> list[int]:
+    return [len(part) for part in parts]
 
 
 def _counts(found: Found) -> bool:
