@@ -131,6 +131,61 @@ def test_what_is_written_reads_back(
     assert back.recipe == file.recipe
 
 
+def test_a_value_that_stands_twice_is_written_twice(tmp_path: Path) -> None:
+    text = LIGHTNING.replace("    width: 64", "    lr: 0.1")
+    text = text.replace("    batch_size: 8 ", "    train: {batch_size: 8}\n    batch_size: 8 ")
+    file = read_recipe(written(tmp_path, "pl.yaml", text))
+    copy = write_recipe(file, {"lr": 0.05, "batch_size": 32}, tmp_path / "new.yaml")
+    assert (copy.recipe.lr, copy.recipe.batch_size) == (0.05, 32)
+    data = yaml.safe_load((tmp_path / "new.yaml").read_text())
+    assert data["model"]["init_args"]["lr"] == data["optimizer"]["init_args"]["lr"] == 0.05
+    arguments = data["data"]["init_args"]
+    assert arguments["batch_size"] == arguments["train"]["batch_size"] == 4
+
+
+IN_THE_MODEL = {
+    "trainer": {"devices": 1},
+    "model": {"lr": 0.1},
+    "data": {"batch_size": 4},
+    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pl.json", json.dumps(IN_THE_MODEL)),
+        ("pl.yaml", yaml.safe_dump(IN_THE_MODEL)),
+        ("empty.yaml", yaml.safe_dump(IN_THE_MODEL).replace("init_args: null", "init_args:")),
+        (
+            "pl.toml",
+            "model = {lr = 0.1}\ndata = {batch_size = 4}\n[trainer]\ndevices = 1\n"
+            '[optimizer]\nclass_path = "torch.optim.AdamW"\n',
+        ),
+    ],
+)
+def test_keys_are_written_where_their_table_is_null_or_absent(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    file = read_recipe(written(tmp_path, name, text))
+    new = {"weight_decay": 0.02, "eps": 1e-9, "lr": 0.2}
+    copy = write_recipe(file, new, tmp_path / f"new-{name}")
+    assert copy.recipe == file.recipe.with_changes(**new)
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml", "toml"])
+def test_a_value_where_a_table_would_have_to_be_is_named(tmp_path: Path, ending: str) -> None:
+    texts = {
+        "json": json.dumps({**IN_THE_MODEL, "optimizer": {"class_path": "AdamW", "init_args": 7}}),
+        "yaml": yaml.safe_dump(IN_THE_MODEL).replace("init_args: null", "init_args: 7"),
+        "toml": "model = {lr = 0.1}\ndata = {batch_size = 4}\ntrainer = {devices = 1}\n"
+        'optimizer = {class_path = "AdamW", init_args = 7}\n',
+    }
+    file = read_recipe(written(tmp_path, f"r.{ending}", texts[ending]))
+    with pytest.raises(InvalidInputError, match=r"optimizer\.init_args 7: a table is required"):
+        write_recipe(file, {"weight_decay": 0.02}, tmp_path / f"new.{ending}")
+
+
 def test_new_keys_of_a_framework_are_added(tmp_path: Path) -> None:
     file = sample(tmp_path, "hf.yaml")
     write_recipe(file, {"betas": (0.8, 0.9), "eps": 2e-9}, tmp_path / "new.yaml")

@@ -18,6 +18,7 @@ class Split:
         accumulation: passes per step.
         world_size: devices.
         micro_at: where ``micro`` stands; None where it follows from the others.
+        micro_also: where it stands besides.
         accumulation_at: where ``accumulation`` stands, or would; None where it follows.
         total_at: where the product stands, if the file writes it too.
     """
@@ -28,6 +29,7 @@ class Split:
     micro_at: Path_ | None
     accumulation_at: Path_ | None
     total_at: Path_ | None = None
+    micro_also: tuple[Path_, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,9 +91,11 @@ def edited(document: Document, edits: Mapping[Path_, Any]) -> str:
     """Return a document's text with new values, after making sure that nothing else changed.
 
     Raises:
-        InvalidInputError: a value cannot be changed alone, as behind a YAML alias.
+        InvalidInputError: a value cannot be changed alone, as behind a YAML alias, or stands
+            where a table would have to be.
         MissingExtraError: the library that edits this syntax is not installed.
     """
+    edits = _grounded(document, edits)
     text = _editor(document.syntax)(document.text, edits)
     now = parse(text, syntax=document.syntax, path=document.path)
     wanted = _with_edits(document.data, edits, document.syntax)
@@ -105,6 +107,36 @@ def edited(document: Document, edits: Mapping[Path_, Any]) -> str:
             "write the values out in the file",
         )
     return text
+
+
+def _grounded(document: Document, edits: Mapping[Path_, Any]) -> dict[Path_, Any]:
+    """Return edits whose tables are there: below a null, one of the null itself."""
+    found: dict[Path_, Any] = {}
+    for place, value in edits.items():
+        depth, above = _last_there(document.data, place)
+        if above is None:
+            table = found.setdefault(place[:depth], {})
+            for key in place[depth:-1]:
+                table = table.setdefault(key, {})
+            table[place[-1]] = value
+        elif isinstance(above, dict | list):
+            found[place] = value
+        else:
+            raise InvalidInputError(
+                f"{document.path}: {'.'.join(map(str, place[:depth]))} {above!r:.60}",
+                f"a table is required, so that {place[-1]} can be written into it",
+                "correct it",
+            )
+    return found
+
+
+def _last_there(data: Any, place: Path_) -> tuple[int, Any]:
+    """Return how many keys above the last one lead somewhere, and where."""
+    for depth, key in enumerate(place[:-1]):
+        if not isinstance(data, dict | list) or (isinstance(data, dict) and key not in data):
+            return depth, data
+        data = data[key]  # type: ignore[index]
+    return len(place) - 1, data
 
 
 def _old(file: RecipeFile, name: str) -> Any:
@@ -150,7 +182,7 @@ def split_edits(file: RecipeFile, split: Split, batch_size: int) -> dict[Path_, 
     micro, accumulation = resplit(file, split, batch_size)
     edits: dict[Path_, Any] = {}
     if micro != split.micro and split.micro_at is not None:
-        edits[split.micro_at] = micro
+        edits.update(dict.fromkeys((split.micro_at, *split.micro_also), micro))
     if accumulation != split.accumulation and split.accumulation_at is not None:
         edits[split.accumulation_at] = accumulation
     if split.total_at is not None and file.said.get("batch_size") != batch_size:

@@ -54,6 +54,8 @@ def edit_toml(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
     for (*above, last), value in changes.items():
         table: Any = document
         for key in above:
+            if not isinstance(key, int):
+                table.setdefault(key, {})
             table = table[key]
         if value is None:
             del table[last]

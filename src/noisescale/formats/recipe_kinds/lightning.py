@@ -46,12 +46,12 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
             is not one that is known.
     """
     above, optimizer = _optimizer(keys)
-    rate_at = _rate_at(keys, above)
+    rates_at = _rates_at(keys, above)
     split, devices = _split(keys, world_size)
     batch_size = split.micro * split.accumulation * split.world_size if split else None
     values: dict[str, Any] = {
         "optimizer": optimizer,
-        "lr": keys.number(rate_at, positive=True),
+        "lr": keys.number(rates_at[0], positive=True),
         "batch_size": batch_size,
         "weight_decay": keys.number(f"{above}.weight_decay"),
         "clip_norm": _clip(keys),
@@ -65,9 +65,9 @@ def read(keys: Keys, world_size: int | None, dataset_size: int | None) -> Readin
     names = ("momentum", "dampening", "nesterov", "betas", "alpha", "eps", "weight_decay")
     places = {
         **{name: at(f"{above}.{name}") for name in names},
-        "lr": at(rate_at),
+        "lr": at(*rates_at),
         "clip_norm": at("trainer.gradient_clip_val"),
-        "batch_size": at(_batch_at(keys), "trainer.accumulate_grad_batches"),
+        "batch_size": at(*_batches_at(keys), "trainer.accumulate_grad_batches"),
         "total_steps": at("trainer.max_steps"),
     }
     if decay_at is not None:
@@ -96,11 +96,12 @@ def _optimizer(keys: Keys) -> tuple[str, str | None]:
     return "optimizer.init_args", None
 
 
-def _rate_at(keys: Keys, above: str) -> str:
+def _rates_at(keys: Keys, above: str) -> list[str]:
+    """Return where the rate stands, or would: the optimizer and the model may both say it."""
     said = [place for place in (f"{above}.lr", *_RATE_AT) if keys.has(place)]
     if len({repr(keys.value(place)) for place in said}) > 1:
         raise keys.contradiction(said, "they disagree on the rate", "remove one")
-    return said[0] if said else f"{above}.lr"
+    return said or [f"{above}.lr"]
 
 
 def _moments(keys: Keys, above: str, optimizer: str | None) -> dict[str, Any]:
@@ -123,15 +124,15 @@ def _moments(keys: Keys, above: str, optimizer: str | None) -> dict[str, Any]:
     }
 
 
-def _batch_at(keys: Keys) -> str:
-    """Return where the data, or else the model, keep the batch size of the training."""
+def _batches_at(keys: Keys) -> list[str]:
+    """Return where the data, or else the model, keep the batch size of the training, or would."""
     for top in ("data", "datamodule", "model"):
         said = list(_batch_sizes(keys.value(top), f"{top}."))
         if len({repr(keys.value(place)) for place in said}) > 1:
             raise keys.contradiction(said, "they disagree on the batch size", "remove one")
         if said:
-            return said[0]
-    return _BATCH_AT
+            return said
+    return [_BATCH_AT]
 
 
 def _batch_sizes(table: Any, above: str) -> Iterator[str]:
@@ -143,7 +144,7 @@ def _batch_sizes(table: Any, above: str) -> Iterator[str]:
 
 
 def _split(keys: Keys, world_size: int | None) -> tuple[Split | None, int | None]:
-    place = _batch_at(keys)
+    place, *others = _batches_at(keys)
     micro = keys.count(place)
     passes = keys.count("trainer.accumulate_grad_batches") or 1
     said = _devices(keys)
@@ -168,6 +169,7 @@ def _split(keys: Keys, world_size: int | None) -> tuple[Split | None, int | None
         accumulation=passes,
         world_size=devices or 1,
         micro_at=tuple(place.split(".")),
+        micro_also=at(*others),
         accumulation_at=("trainer", "accumulate_grad_batches"),
     )
     return split, devices
