@@ -73,7 +73,7 @@ def test_numbers_as_text_are_read_and_noted(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (file.recipe.lr, file.recipe.batch_size, file.recipe.betas) == (3e-4, 64, (0.9, 0.99))
     assert len(file.notes) == 3
-    assert "lr: the text '3e-4' is read as the number 0.0003." in file.notes
+    assert "the text '3e-4' of lr is read as the number 0.0003." in file.notes
 
 
 def test_whole_numbers_may_be_written_as_floats(tmp_path: Path) -> None:

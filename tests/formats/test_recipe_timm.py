@@ -85,6 +85,13 @@ def test_timm_bad_values(tmp_path: Path, old: str, new: str, message: str) -> No
         read(tmp_path, TIMM.replace("lr: 0.4", "learning_rate: 0.1"))
 
 
+@pytest.mark.parametrize("key", ["epochs", "warmup_epochs"])
+def test_timm_more_steps_than_can_be_counted(tmp_path: Path, key: str) -> None:
+    text = TIMM.replace(f"\n{key}: ", f"\n{key}: 1.0e+308 # ")
+    with pytest.raises(InvalidInputError, match=rf": {key} 1e\+308: at most \d+ steps"):
+        read(tmp_path, text, dataset_size=100_000)
+
+
 def test_timm_lion(tmp_path: Path) -> None:
     recipe = read(tmp_path, TIMM.replace("opt: momentum", "opt: lion")).recipe
     assert (recipe.optimizer, recipe.betas, recipe.eps) == ("lion", (0.9, 0.99), None)

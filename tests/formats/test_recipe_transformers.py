@@ -123,7 +123,7 @@ def test_transformers_bad_values(tmp_path: Path, values: dict[str, Any], message
         ({"deepspeed": "ds.json"}, "overrule these"),
         ({"save_steps": 500, "eval_steps": 250}, "save_steps 500 counts steps"),
         ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type polynomial: not read"),
-        ({"learning_rate": "3e-4"}, "the text '3e-4' is read as the number"),
+        ({"learning_rate": "3e-4"}, "the text '3e-4' of learning_rate is read"),
     ],
 )
 def test_transformers_notes(tmp_path: Path, values: dict[str, Any], note: str) -> None:
@@ -134,6 +134,11 @@ def test_transformers_notes(tmp_path: Path, values: dict[str, Any], note: str) -
 def test_transformers_split_batches_is_the_batch_of_all_devices(tmp_path: Path) -> None:
     table = {"per_device_train_batch_size": 32, "accelerator_config": {"split_batches": True}}
     assert read(tmp_path, table, world_size=4).recipe.batch_size == 32
+
+
+def test_transformers_more_steps_than_can_be_counted(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"num_train_epochs 1e\+308: at most \d+ steps"):
+        read(tmp_path, {"learning_rate": 0.1, "num_train_epochs": 1e308}, dataset_size=100_000)
 
 
 def test_transformers_other_optimizers(tmp_path: Path) -> None:

@@ -172,7 +172,9 @@ def _parser(syntax: str) -> Callable[[str], Any]:
 def _not_what_it_says(path: Path, syntax: str, text: str, error: ValueError) -> InvalidInputError:
     """Say why a text cannot be read, and what it looks like instead."""
     reason = " ".join(str(error).split())
-    instead = next((other for other in ("JSON", "TOML") if _reads_as(other, text)), None)
+    # Nearly all broken JSON is YAML, but no one who writes a brace first means that.
+    others = ("JSON", "TOML") if text.lstrip().startswith("{") else ("JSON", "TOML", "YAML")
+    instead = next((other for other in others if _reads_as(other, text)), None)
     if instead is None or instead == syntax:
         return InvalidInputError(f"{path}", f"is no {syntax} ({reason[:200]})", "correct it")
     return InvalidInputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noisescale.errors import InvalidInputError
+from noisescale.records.rate_schedule import FARTHEST
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NUMBER = re.compile(r"\s*[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
@@ -108,6 +109,16 @@ class Keys:
             )
         return int(found)
 
+    def steps(self, key: str, count: float) -> int:
+        """Return a number of steps that follows from a key, rounded up and at least 1.
+
+        Raises:
+            InvalidInputError: it is beyond all measure.
+        """
+        if not count < FARTHEST:
+            raise self.refused(key, f"at most {FARTHEST} steps can be counted", f"change {key}")
+        return max(1, math.ceil(count))
+
     def fraction(self, key: str) -> float | None:
         """Return a number in [0, 1), or None.
 
@@ -173,7 +184,7 @@ class Keys:
         """Return a finite number; None where the value is none."""
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             number = float(value)
-            self.note(f"{key}: the text {value!r} is read as the number {number:g}.")
+            self.note(f"the text {value!r} of {key} is read as the number {number:g}.")
             value = number
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None

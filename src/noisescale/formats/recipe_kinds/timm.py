@@ -207,9 +207,9 @@ def _lengths(
         )
         return {}
     each = max(1, dataset_size // batch_size)
-    implied: dict[str, Any] = {"total_steps": max(1, math.ceil(epochs * each))}
+    implied: dict[str, Any] = {"total_steps": keys.steps("epochs", epochs * each)}
     if warmup:
-        implied["warmup_steps"] = max(1, math.ceil(warmup * each))
+        implied["warmup_steps"] = keys.steps("warmup_epochs", warmup * each)
     return implied
 
 

@@ -189,7 +189,8 @@ def _lengths(
         said["total_steps"] = steps
     epochs = _or(keys.number("num_train_epochs"), 3.0)
     if not steps and dataset_size is not None and epochs:
-        implied["total_steps"] = max(1, math.ceil(epochs * math.ceil(dataset_size / batch_size)))
+        each = math.ceil(dataset_size / batch_size)
+        implied["total_steps"] = keys.steps("num_train_epochs", epochs * each)
     elif not steps:
         keys.note(
             f"num_train_epochs {epochs:g}: the length in steps needs the data-set size; epochs"
