@@ -337,6 +337,7 @@ BAD = [
      "total_steps 10 and total_examples 99: they contradict"),
     ({"warmup_steps": 10, "warmup_examples": 2304}, {"batch_size": 8}, "warmup_examples 2304"),
     ({"betas": (0.9, 0.99)}, {"batch_size": 8}, "optimizer sgd and betas"),
+    ({"eps": 1e-8}, {"batch_size": 8}, "optimizer sgd and eps 1e-08"),
     ({"optimizer": "adam"}, {"batch_size": 8}, "optimizer adam and momentum 0.9"),
     ({"optimizer": "adam", "momentum": None, "nesterov": True}, {"batch_size": 8}, "nesterov true"),
     ({"nesterov": True, "dampening": 0.1}, {"batch_size": 8}, "nesterov and dampening"),

@@ -7,13 +7,13 @@ from noisescale.records import Recipe
 
 _VELOCITY = ("momentum", "dampening", "nesterov")
 _FOREIGN = {
-    "sgd": ("betas", "alpha"),
+    "sgd": ("betas", "alpha", "eps"),
     "lars": ("betas", "alpha", "dampening"),
     "rmsprop": ("betas", "dampening", "nesterov"),
     "adam": (*_VELOCITY, "alpha"),
     "adamw": (*_VELOCITY, "alpha"),
     "lamb": (*_VELOCITY, "alpha"),
-    "lion": (*_VELOCITY, "alpha"),
+    "lion": (*_VELOCITY, "alpha", "eps"),
 }
 """Keys that an optimizer does not have, and that would change how the recipe is converted."""
 

@@ -194,6 +194,25 @@ def shrinkage_unit(recipe: Recipe) -> float:
     return tau / math.sqrt(recipe.batch_size) if recipe.optimizer == "lamb" else tau
 
 
+def shrinkage_ratio(old: Recipe, new: Recipe) -> float:
+    """Return :func:`shrinkage_unit` of one recipe over that of another, at tiny rates too.
+
+    Args:
+        old: numerator.
+        new: denominator.
+
+    Raises:
+        InvalidInputError: dampening of 1 or more.
+    """
+    # Shares go in proportion to the rate; a power of two changes no digit.
+    power = -math.frexp(old.lr)[1]
+    units = [
+        shrinkage_unit(recipe.with_changes(lr=math.ldexp(recipe.lr, power)))
+        for recipe in (old, new)
+    ]
+    return units[0] / units[1]
+
+
 def kept_per_step(recipe: Recipe) -> dict[str, float]:
     """Return what each average of a recipe keeps per step, as far as it has a half-life.
 

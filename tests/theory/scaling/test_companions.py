@@ -67,6 +67,12 @@ def test_weight_decay_takes_the_same_share_of_idle_weights_per_example():
     assert left(new.lr, decay, 100) == pytest.approx(left(recipe.lr, 0.1, 800), rel=1e-2)
 
 
+def test_weight_decay_beside_a_rate_at_the_end_of_the_floats():
+    recipe = Recipe(optimizer="adamw", lr=1e-320, batch_size=16, weight_decay=0.1)
+    found = changes("adam-rate-only", recipe, 2**40)["weight_decay"]
+    assert found.new == pytest.approx(0.1 * 2**18, rel=1e-3)  # 1e-320 has 11 bits
+
+
 def test_averages():
     recipe = Recipe(lr=0.1, batch_size=8, ema_decay=0.99, batchnorm_momentum=0.1)
     found = changes("linear", recipe, 32)

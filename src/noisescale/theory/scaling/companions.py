@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from noisescale.records import Change, Recipe
 from noisescale.theory.averages import BELOW_ONE, decay_of_forgetting, forgetting
 from noisescale.theory.clipping import clip_at, clip_per_example
-from noisescale.theory.per_example import shrinkage_unit
+from noisescale.theory.per_example import shrinkage_ratio, shrinkage_unit
 from noisescale.theory.scaling.lengths import cadence, length, schedule, warmup
 from noisescale.theory.scaling.rule import Facts, Rule, shown
 from noisescale.theory.scaling.stability import noise_factor
@@ -112,7 +112,7 @@ def weight_decay(
     ratio = new.batch_size / old.batch_size
     faster = 1.0 if clock is None else clock / ratio
     # The order keeps a ratio of equals at exactly 1.
-    value = old.weight_decay * (shrinkage_unit(old) / shrinkage_unit(new)) * faster
+    value = old.weight_decay * shrinkage_ratio(old, new) * faster
     share = old.weight_decay * shrinkage_unit(old)
     rule = COUPLED_DECAY if old.optimizer in COUPLED else DECOUPLED_DECAY
     why = f"the share of the weights that decay takes per {_one(old)} stays {shown(share)}"
