@@ -168,6 +168,17 @@ def test_half_precision(dtype, parameters):
     torch.testing.assert_close(ghost.running_var, plain.running_var, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_half_precision_without_running_statistics(dtype, affine):
+    tolerance = 16 * torch.finfo(dtype).eps
+    ghost, plain = pair(4, 4, dtype=torch.float32, affine=affine, track_running_stats=False)
+    batch = some_batch(11, (3, 2), dtype)
+    ours, theirs = ghost(batch), one_by_one(plain, batch, [4, 7])
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def test_autocast():
     ghost, plain = pair(4, 4, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -94,8 +94,9 @@ class _GhostBatchNorm(_BatchNorm):
         follows the memory, so that whole rows are copied.
         """
         channels = self.num_features
-        dtype = input.dtype if self.running_mean is None else self.running_mean.dtype
-        means, variances = input.new_zeros((2, ghosts * channels), dtype=dtype).unbind()
+        # What the kernels want statistics in, where a half-precision input has single parameters.
+        like = next((t for t in (self.running_mean, self.weight) if t is not None), input)
+        means, variances = input.new_zeros((2, ghosts * channels), dtype=like.dtype).unbind()
         weight = None if self.weight is None else self.weight.repeat(ghosts)
         bias = None if self.bias is None else self.bias.repeat(ghosts)
         by_rows = _channels_are_innermost(input)
