@@ -336,7 +336,11 @@ def test_uneven_shares_are_refused_or_weighed():
         ResizableBatchSampler(100, batch_size=10, num_replicas=4, rank=0)
     with pytest.raises(InvalidInputError, match="over 4 replicas: every replica needs"):
         ResizableBatchSampler(100, batch_size=3, num_replicas=4, rank=0, uneven_shares=True)
-    short = ResizableBatchSampler(10, batch_size=8, num_replicas=4, rank=0)
+    # At the end of an epoch that was begun by one process: 10 of 12 examples are left.
+    short = ResizableBatchSampler(12, batch_size=8, num_replicas=4, rank=0)
+    alone = ResizableBatchSampler(12, batch_size=2)
+    take(alone, 1)
+    short.load_state_dict({**alone.state_dict(), "sizes": [[0, 8]]})
     with pytest.raises(InvalidInputError, match="a batch of 2 examples over 4 replicas"):
         list(short)
     values = torch.randn(10, generator=torch.Generator().manual_seed(0)).double()
@@ -349,6 +353,14 @@ def test_uneven_shares_are_refused_or_weighed():
         assert sampler.local_batch_size == len(batch)
         means.append(values[batch].mean() * sampler.loss_scale)
     torch.testing.assert_close(torch.stack(means).mean(), values.mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 8}, {"micro_batch_size": 2}])
+def test_an_epoch_whose_end_replicas_cannot_share_is_refused_before_it_begins(size):
+    with pytest.raises(InvalidInputError, match=r"epoch of 42 examples over 4 replicas.*'drop'"):
+        ResizableBatchSampler(42, num_replicas=4, rank=0, **size)
+    for enough in ({"last": "drop"}, {"last": "carry"}, {"uneven_shares": True}):
+        ResizableBatchSampler(42, num_replicas=4, rank=0, **size, **enough)
 
 
 class Stream(IterableDataset):

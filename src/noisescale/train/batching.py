@@ -64,7 +64,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
             :attr:`loss_scale` then, since averaging over replicas would weigh examples unequally.
 
     Raises:
-        InvalidInputError: an argument is out of its range, or the data are an IterableDataset.
+        InvalidInputError: an argument is out of its range, the data are an IterableDataset, or
+            the last batch of every epoch would have no equal shares.
 
     >>> sampler = ResizableBatchSampler(10, batch_size=2, shuffle=False)
     >>> batches = iter(sampler)
@@ -97,6 +98,14 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.last = last
         self.lead = whole("lead", lead, least=0)
         self._uneven = uneven_shares
+        if last == "keep" and not uneven_shares and self.dataset_size % self.num_replicas:
+            # Known now, not at the end of the first epoch, hours later.
+            raise InvalidInputError(
+                f"an epoch of {self.dataset_size} examples over {self.num_replicas} replicas",
+                "its last batch has no equal shares",
+                "choose last='drop' or 'carry', or uneven_shares=True and multiply the loss by"
+                " loss_scale",
+            )
         if (batch_size is None) == (micro_batch_size is None):
             raise InvalidInputError(
                 "batch_size and micro_batch_size", "one of the two is required", "give one"
