@@ -282,6 +282,12 @@ class TestAsOrdinaryOptimizers:
             train(each, theirs, [4, 5], lambda step, o=each: o.set_batch_size(vary[step]))
         assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))
 
+    def test_a_state_dict_may_lack_what_others_keep_in_groups(self, make):
+        saved = make(some_weights(), batch_size=8).state_dict()
+        resumed = make([{"params": some_weights(), "name": "all of them"}])
+        resumed.load_state_dict(saved)
+        assert resumed.param_groups[0]["batch_size"] == 8
+
     def test_schedulers_multiply_tau(self, make):
         weights = some_weights()
         optimizer = make(weights, batch_size=8)

@@ -93,7 +93,8 @@ class PerExampleOptimizer(torch.optim.Optimizer, abc.ABC):
         Raises:
             InvalidInputError: the state dict is another optimizer's.
         """
-        needed = {*self.param_groups[0]} - {"params", "param_names", "initial_lr"}
+        # Not all that a group holds now: users and schedulers keep keys of their own there.
+        needed = {*self.defaults, "lr", "weight_decay"} - {"tau", "weight_shrinkage"}
         require_groups(state_dict, type(self).__name__, needed)
         super().load_state_dict(state_dict)
         self.defaults["batch_size"] = self.param_groups[0]["batch_size"]
