@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,17 +19,18 @@ from noisescale.run.trials.stacked.stack import Stack, sortable_columns
 from noisescale.run.trials.units import RunningTrial
 from noisescale.workload import Workload
 
-TIMED_SECONDS = 0.005
+TIMED_SECONDS = 0.003
 """Wall time over which steps of one candidate are timed. (assumed)"""
 
-FEWEST_STEPS = 3
+FEWEST_STEPS = 2
 """Steps timed at least; the fastest counts. (assumed)"""
 
 LONGEST_STEP = 0.3
 """Wider stacks are not tried once a step would take so many seconds. (assumed)"""
 
-WORSE = 1.25
-"""Nor once a width is so many times slower per trial than the best. (assumed)"""
+NO_GAIN = 4
+"""Nor once one so many times as wide as another was no faster per trial. (assumed: by two
+doublings, as one may be timed while the machine is busy)"""
 
 TIE = 0.97
 """Widths are tied whose times are within this share, and the stack that is taken must be faster
@@ -157,10 +158,11 @@ def _best_width(
             step = fastest(stack.step)[0] / width
         timed.append((step + fixed / width, width, step))
         best = min(timed)[0]
-        if timed[-1][0] > WORSE * best or 2 * width * step > LONGEST_STEP:
+        tied = [each for each in timed if TIE * each[0] <= best]
+        if width >= NO_GAIN * tied[0][1] or 2 * width * step > LONGEST_STEP:
             break
     # Of ties the widest: it stays wide for longer while its trials end.
-    _, width, step = max((each for each in timed if TIE * each[0] <= best), key=lambda t: t[1])
+    _, width, step = tied[-1]
     return width, step
 
 
@@ -196,14 +198,14 @@ def _sorting(
 
 
 def _side_by_side(plans: Sequence[TrialPlan], route: Route, most: int) -> list[RunningTrial]:
-    """Return trials that can be in one stack, at least one."""
+    """Return trials that can be in one stack, at least one, all with the same initial weights."""
     ordered = sorted(plans, key=lambda plan: plan.order_seed)
     if not route.joins_orders:
         orders = [plan.order_seed for plan in plans]
         commonest = max(set(orders), key=orders.count)
         ordered = [plan for plan in plans if plan.order_seed == commonest]
     return [
-        RunningTrial(plan=plan, place=0, passages=Passages(plan))
+        RunningTrial(plan=replace(plan, seed=plans[0].seed), place=0, passages=Passages(plan))
         for plan in ordered[: max(1, most)]
     ]
 
