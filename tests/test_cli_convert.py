@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from noisescale import Recipe
+from noisescale import InvalidInputError, Recipe
 from noisescale.cli import main
 from noisescale.records import Conversion
 from noisescale.run.convert_file import convert_file
@@ -402,3 +402,63 @@ def test_it_starts_without_torch_and_scipy(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_more_data_is_written_and_read_back(folder, capsys):
+    status, out, _ = run(capsys, "own.toml", "--new-dataset-size", "100000", "--write", "new.toml")
+    assert status == 0
+    assert "The data grow from 50,000 to 100,000 examples (x2); the rate stays 0.1." in out
+    assert "dataset_size = 100000" in (folder / "new.toml").read_text()
+    again = convert_file("new.toml", new_dataset_size=100_000)
+    assert again.unchanged
+    long_run = convert_file(
+        "own.toml", batch_size=1024, new_dataset_size=100_000, data_rule="long-run",
+        target="both.toml",
+    )  # fmt: skip
+    assert (long_run.recipe.lr, long_run.data.rule) == (0.2, "long-run")
+    assert convert_file("both.toml", batch_size=1024).recipe == long_run.recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("arguments.json", {"replicas": 2}), ("deepspeed.json", {}), ("lightning.yaml", {}),
+     ("timm.yaml", {"replicas": 2})],
+)  # fmt: skip
+@pytest.mark.parametrize("rule", ["keep-rate", "long-run"])
+def test_other_peoples_files_follow_their_data(folder, name, options, rule):
+    new = f"new-{name}"
+    there = convert_file(
+        name, dataset_size=50_000, new_dataset_size=100_000, data_rule=rule, target=new, **options
+    )
+    assert there.recipe.dataset_size == 100_000
+    again = convert_file(new, dataset_size=100_000, new_dataset_size=100_000, **options)
+    assert again.unchanged
+    assert again.recipe.lr == there.recipe.lr
+    assert again.recipe.weight_decay == there.recipe.weight_decay
+    assert again.recipe.batch_size == there.recipe.batch_size
+
+
+def test_a_scaled_rate_is_kept_with_the_data_and_not_changed(folder):
+    kept = convert_file("switched.toml", new_dataset_size=100_000, dataset_size=50_000)
+    assert kept.recipe.lr == kept.original.lr
+    with pytest.raises(InvalidInputError, match="not scaled again"):
+        convert_file(
+            "switched.toml", new_dataset_size=100_000, dataset_size=50_000, data_rule="long-run"
+        )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("arguments.json --replicas 2 --new-dataset-size 9000", "--dataset-size N"),
+        ("own.toml --new-dataset-size 100", "batch_size 256: the data has 100 examples"),
+        ("own.toml --new-dataset-size many", "--new-dataset-size"),
+        ("own.toml --new-dataset-size 9000 --data-rule late", "data rule 'late'"),
+        ("own.toml --batch-size 64 --data-rule long-run", "new data-set size is required"),
+        ("own.toml --dataset-size 9 --new-dataset-size 9000", "dataset_size 9 was given"),
+    ],
+)
+def test_bad_data_sizes_are_one_line(folder, capsys, line, words):
+    status, out, err = run(capsys, *line.split())
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert words in err

@@ -19,6 +19,8 @@ from noisescale.records import (
     Target,
     Tradeoff,
 )
+from noisescale.records.conversion import print_by
+from noisescale.records.serial import Record
 from noisescale.workload import Workload
 
 __version__ = "0.1.0"
@@ -67,6 +69,15 @@ __all__ = [
     "split_batch",
     "sweep",
 ]
+
+
+def _conversion_text(conversion: Record) -> str:
+    """Return what a terminal shows; rich is imported by the first one only."""
+    report = importlib.import_module("noisescale.report.conversion_terminal")
+    return str(report.conversion_text(conversion))
+
+
+print_by(_conversion_text)
 
 
 def __getattr__(name: str) -> Any:

@@ -375,3 +375,12 @@ def test_torch_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_group_that_has_no_decay_is_not_warned_of_a_default():
+    decayed, plain = ([torch.nn.Parameter(torch.ones(2))] for _ in range(2))
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}])
+    found = convert(optimizer)
+    assert not any("weight_decay" in text for text in found.warnings)
+    lars = convert(LARS(weights(), lr=0.1, momentum=0.0))
+    assert not any("momentum is not in the recipe" in text for text in lars.warnings)

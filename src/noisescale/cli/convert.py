@@ -19,9 +19,17 @@ _POSITIVE = Number(float, 0, above=True)
     type=COUNT,
     help="New global batch size; what the file makes on --new-replicas if absent.",
 )
+@click.option(
+    "--new-dataset-size", type=COUNT, help="Training examples of the new run, where they change."
+)
 @click.option("--noise-scale", type=_POSITIVE, help="Noise scale at the old batch size.")
 @click.option("--curvature", type=_POSITIVE, help="Largest curvature along the run.")
 @click.option("--rule", metavar="NAME", help="Rule for the rate; the recommended one if absent.")
+@click.option(
+    "--data-rule",
+    metavar="keep-rate|long-run",
+    help="How the rate follows --new-dataset-size; keep-rate if absent.",
+)
 @click.option("--write", "target", metavar="NEW", help="Write a copy with the new values.")
 @click.option(
     "--unit",
@@ -30,7 +38,9 @@ _POSITIVE = Number(float, 0, above=True)
 )
 @click.option("--replicas", type=COUNT, help="Devices of the old run, where the file is silent.")
 @click.option("--new-replicas", type=COUNT, help="Devices of the new run.")
-@click.option("--dataset-size", type=COUNT, help="Training examples, where it is silent.")
+@click.option(
+    "--dataset-size", type=COUNT, help="Training examples of the old run, where it is silent."
+)
 @click.option(
     "--old-batch-size", type=COUNT, help="Global batch size of the old run, where it is silent."
 )
@@ -52,6 +62,8 @@ def convert(
     recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Restate the recipe in the file RECIPE at another global batch size.
+
+    Or for data of another size (--new-dataset-size), or both.
 
     RECIPE is TOML, YAML or JSON: our own flat keys, or a configuration of Transformers,
     DeepSpeed, Lightning or timm.

@@ -48,7 +48,7 @@ def _alternative(
         except InvalidInputError as error:
             when = f"it has no answer here: {error.value}: {error.requirement}"
         else:
-            values = _differing(chosen.recipe, other.recipe)
+            values = differing(chosen.recipe, other.recipe)
             if not values:
                 return None
     return Alternative(
@@ -63,7 +63,13 @@ def _alternative(
     )
 
 
-def _differing(one: Recipe, other: Recipe) -> dict[str, Any]:
+def differing(one: Recipe, other: Recipe) -> dict[str, Any]:
+    """Return the keys that another recipe has otherwise, with its values.
+
+    Args:
+        one: a recipe.
+        other: another one; what differs by rounding only is left out.
+    """
     pairs = {name: (getattr(one, name), value) for name, value in vars(other).items()}
     return {name: new for name, (old, new) in pairs.items() if not alike(old, new)}
 

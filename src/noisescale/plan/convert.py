@@ -1,10 +1,25 @@
-"""A whole recipe at another batch size: the optimizer's rule first, then what goes with it."""
+"""A whole recipe at another batch size: the optimizer's rule first, then what goes with it.
+
+Data of another size come before it: the recipe is restated for them at its own batch size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+from noisescale.errors import InvalidInputError
 from noisescale.plan.alternatives import alternatives
 from noisescale.plan.batch_units import in_unit_of, noise_scale_of
 from noisescale.plan.contradictions import refuse_contradictions
+from noisescale.plan.data_size import (
+    DataStage,
+    data_conversion,
+    data_notes,
+    data_stage,
+    data_warnings,
+    joined,
+)
 from noisescale.plan.restated import Restatement, restate
 from noisescale.records import Conversion, NoiseScale, Recipe
 from noisescale.theory.per_example import shrinkage_unit
@@ -34,15 +49,17 @@ SAME = "Nothing changes: the global batch is the same"
 def convert(
     recipe: Recipe,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
+    new_dataset_size: int | None = None,
     rule: str | None = None,
+    data_rule: str | None = None,
     noise_scale: float | NoiseScale | None = None,
     curvature: float | None = None,
     unit: str | None = None,
     pass_growth: float | None = None,
     where: str = "recipe",
 ) -> Conversion:
-    """Restate a recipe at another global batch size.
+    """Restate a recipe at another global batch size, for data of another size, or both.
 
     The rate and the optimizer's averages follow a rule of
     :mod:`noisescale.theory.scaling`; weight decay, averages of the weights, clipping, warm-up,
@@ -50,8 +67,14 @@ def convert(
 
     Args:
         recipe: at the old batch size.
-        batch_size: the new global batch size: per optimizer step, over all devices and passes.
-        rule: name of the rule for the rate; the recommended one by default.
+        batch_size: the new global batch size: per optimizer step, over all devices and passes;
+            the recipe's where only the data change.
+        new_dataset_size: training examples of the new run; the recipe's ``dataset_size`` by
+            default.
+        rule: name of the rule by which the rate follows the batch; the recommended one by
+            default.
+        data_rule: name of the rule by which the rate follows the data: ``keep-rate`` (the
+            default) or ``long-run``.
         noise_scale: B_n, the online B_simple of the training at the old batch size, in the
             recipe's unit; or the record of a measurement, in its own.
         curvature: upper quantile along the run of the largest eigenvalue of the Hessian (for
@@ -63,12 +86,13 @@ def convert(
 
     Returns:
         The new recipe, each change with rule, source and reason, what other rules say, and
-        warnings. The same recipe where the global batch is the same.
+        warnings. The same recipe where the global batch and the data are the same.
 
     Raises:
         InvalidInputError: the batch size cannot be used or is larger than the data, keys of the
             recipe contradict each other, there is no such rule, it is not for this optimizer,
-            lacks a fact, or has no answer here.
+            lacks a fact, or has no answer here; there is nothing to convert to, or the old
+            data-set size is not known.
 
     >>> old = Recipe(lr=0.1, momentum=0.9, batch_size=256, total_steps=9000)
     >>> new = convert(old, batch_size=1024)
@@ -76,9 +100,16 @@ def convert(
     ('keep-momentum', 0.4, 0.9, 2250)
     >>> convert(old, batch_size=256).summary
     'Nothing changes: the global batch is the same (256 examples)'
+    >>> more = convert(old.with_changes(dataset_size=50_000), new_dataset_size=100_000)
+    >>> more.data.rule, more.recipe.lr, more.recipe.total_steps
+    ('keep-rate', 0.1, 18000)
+    >>> more.data.alternatives[0].rule, more.data.alternatives[0].values
+    ('long-run', {'lr': 0.05})
     """
     refuse_contradictions(recipe, where)
-    size = in_unit_of(recipe, batch_size, unit, where)
+    stage = data_stage(recipe, new_dataset_size, data_rule, where)
+    here = recipe if stage is None else stage.recipe
+    size = _new_size(here, batch_size, new_dataset_size, unit, where)
     facts = Facts(
         noise_scale=noise_scale_of(noise_scale, recipe, where),
         curvature=curvature,
@@ -86,9 +117,36 @@ def convert(
     )
     asked = None if rule is None else named(rule, recipe.optimizer_kind)
     if size == recipe.batch_size:
-        return _same(recipe)
-    best = recommended(recipe, size, facts)
-    restated = _restated(recipe, size, facts, asked, best)
+        return _same(recipe) if stage is None else _other_data(stage)
+    best = recommended(here, size, facts)
+    restated = _restated(here, size, facts, asked, best)
+    done = _converted(here, size, facts, restated, best, asked is not None)
+    if stage is None:
+        return done
+    return _with_data(stage, done, lambda data: _restated(data, size, facts, asked, best).recipe)
+
+
+def _new_size(
+    recipe: Recipe,
+    batch_size: int | None,
+    new_dataset_size: int | None,
+    unit: str | None,
+    where: str,
+) -> int:
+    if batch_size is None and new_dataset_size is None:
+        raise InvalidInputError(
+            "neither batch_size nor new_dataset_size",
+            "something to convert to is required",
+            "give one of them, or both",
+        )
+    if batch_size is None:
+        batch_size, unit = recipe.batch_size, None
+    return in_unit_of(recipe, batch_size, unit, where)
+
+
+def _converted(
+    recipe: Recipe, size: int, facts: Facts, restated: Restatement, best: Rule, asked: bool
+) -> Conversion:
     return Conversion(
         recipe=restated.recipe,
         original=recipe,
@@ -96,10 +154,10 @@ def convert(
         new_batch_size=size,
         unit=recipe.unit,
         unchanged=False,
-        summary=_summary(recipe, restated),
+        summary=_sentence(_turn(recipe, size), recipe, restated.recipe),
         rule=restated.rule.name,
         recommended=best.name,
-        why=_why(recipe, size, facts, restated.rule, best, asked is not None),
+        why=_why(recipe, size, facts, restated.rule, best, asked),
         source=restated.rule.source,
         status=restated.rule.status,
         assumption=restated.rule.assumption,
@@ -109,6 +167,41 @@ def convert(
         changes=restated.changes,
         kept=restated.kept,
         warnings=_warnings(recipe, restated, facts),
+    )
+
+
+def _with_data(stage: DataStage, done: Conversion, by: Callable[[Recipe], Recipe]) -> Conversion:
+    """Put the data's stage before what the batch size did to the recipe for that data."""
+    rows = joined(stage.rows, (*done.changes, *done.kept))
+    turns = f"{_turn(stage.original, done.new_batch_size)} and {_data_turn(stage)}"
+    return replace(
+        done,
+        original=stage.original,
+        summary=_sentence(turns, stage.original, done.recipe),
+        changes=tuple(row for row in rows if row.old != row.new),
+        kept=tuple(row for row in rows if row.old == row.new),
+        warnings=(*done.warnings, *data_warnings(stage)),
+        notes=data_notes(stage, done.recipe),
+        data=data_conversion(stage, done.recipe, by),
+    )
+
+
+def _other_data(stage: DataStage) -> Conversion:
+    """Tell of data of another size at the same batch size."""
+    old, new = stage.original, stage.recipe
+    return Conversion(
+        recipe=new,
+        original=old,
+        old_batch_size=old.batch_size,
+        new_batch_size=old.batch_size,
+        unit=old.unit,
+        unchanged=False,
+        summary=_sentence(_data_turn(stage), old, new),
+        changes=tuple(row for row in stage.rows if row.old != row.new),
+        kept=tuple(row for row in stage.rows if row.old == row.new),
+        warnings=tuple(data_warnings(stage)),
+        notes=data_notes(stage, new),
+        data=data_conversion(stage, new, lambda data: data),
     )
 
 
@@ -143,16 +236,25 @@ def _warnings_of_the_same(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _summary(recipe: Recipe, restated: Restatement) -> str:
-    old, new = recipe.batch_size, restated.recipe.batch_size
+def _turn(recipe: Recipe, new: int) -> str:
+    old = recipe.batch_size
     turn = "grows" if new > old else "shrinks"
-    rate = f"goes from {recipe.lr:.6g} to {restated.recipe.lr:.6g}"
-    if restated.recipe.lr == recipe.lr:
-        rate = f"stays {recipe.lr:.6g}"
-    return (
-        f"The global batch {turn} from {old:,} to {new:,} {recipe.unit} ({_times(old, new)});"
-        f" the rate {rate}"
-    )
+    return f"the global batch {turn} from {old:,} to {new:,} {recipe.unit} ({_times(old, new)})"
+
+
+def _data_turn(stage: DataStage) -> str:
+    old, new = stage.original.dataset_size, stage.recipe.dataset_size
+    assert old is not None
+    assert new is not None
+    turn = "grow" if new > old else "shrink"
+    return f"the data {turn} from {old:,} to {new:,} examples ({_times(old, new)})"
+
+
+def _sentence(turns: str, old: Recipe, new: Recipe) -> str:
+    rate = f"goes from {old.lr:.6g} to {new.lr:.6g}"
+    if new.lr == old.lr:
+        rate = f"stays {old.lr:.6g}"
+    return f"{turns[0].upper()}{turns[1:]}; the rate {rate}"
 
 
 def _times(old: int, new: int) -> str:

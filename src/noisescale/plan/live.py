@@ -178,9 +178,13 @@ def _groups(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def _recipe(kind: str, group: Mapping[str, Any], shared: Mapping[str, Any]) -> Recipe:
-    """State a group as a recipe; what is 0 acts like what is absent."""
+    """State a group as a recipe; what is 0 acts like what is absent, but is known to be 0."""
     values = {name: _plain(group[name]) for name in (*_SETTINGS, "nesterov") if name in group}
-    given = {name: value for name, value in values.items() if value not in (None, 0, False)}
+    given = {
+        name: value
+        for name, value in values.items()
+        if value or (value is not None and name in ("momentum", "weight_decay"))
+    }
     return Recipe(optimizer=kind, lr=_peak(group) or 1.0, **given, **shared)
 
 

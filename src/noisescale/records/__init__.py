@@ -18,6 +18,7 @@ from noisescale.records.conversion import (
     Alternative,
     Change,
     Conversion,
+    DataConversion,
     GroupConversion,
     LiveConversion,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "Crossing",
     "Curvature",
     "CurvaturePoint",
+    "DataConversion",
     "EqualBudget",
     "FitQuality",
     "GroupConversion",

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from noisescale.records.recipe import Recipe
 from noisescale.records.serial import Record
+
+_text: Callable[[Record], str] = repr
+
+
+def print_by(text: Callable[[Record], str]) -> None:
+    """Say how conversions are printed: the reports, which do it, are a layer above the records.
+
+    Args:
+        text: from a conversion to what ``str`` of it is.
+    """
+    global _text
+    _text = text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +90,39 @@ class Alternative(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConversion(Record):
+    """How a recipe follows training data of another size.
+
+    Attributes:
+        old_dataset_size: training examples before.
+        new_dataset_size: training examples after.
+        rule: name of the rule by which the rate follows the data.
+        recommended: name of the rule that is recommended.
+        why: why this rule.
+        source: of the rule: paper and section.
+        status: ``paper``, ``measured`` or ``assumed``.
+        assumption: what the rule takes for granted.
+        validity: where the rule holds.
+        preserves: what of the training stays the same.
+        alternatives: what the other rule says of the whole recipe.
+    """
+
+    old_dataset_size: int
+    new_dataset_size: int
+    rule: str
+    recommended: str
+    why: str
+    source: str
+    status: str
+    assumption: str
+    validity: str
+    preserves: str
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conversion(Record):
-    """A whole recipe at another batch size.
+    """A whole recipe at another batch size, for data of another size, or both.
 
     Attributes:
         recipe: the new recipe.
@@ -86,10 +130,10 @@ class Conversion(Record):
         old_batch_size: global batch size before, in ``unit``.
         new_batch_size: global batch size after, in ``unit``.
         unit: what both count: ``examples``, ``sequences`` or ``tokens``.
-        unchanged: whether the global batch, and so the recipe, is the same.
+        unchanged: whether the global batch and the data, and so the recipe, are the same.
         summary: the answer in one sentence.
-        rule: name of the rule that set the rate; None where nothing changes.
-        recommended: name of the rule that is recommended here; None where nothing changes.
+        rule: name of the rule by which the rate follows the batch; None where that is the same.
+        recommended: name of the rule that is recommended here; None where the batch is the same.
         why: why this rule.
         source: of the rule: paper and section.
         status: ``paper``, ``measured`` or ``assumed``.
@@ -101,6 +145,7 @@ class Conversion(Record):
         alternatives: what other rules say, the recommended one first if another was asked for.
         warnings: what may go wrong.
         notes: what the reader of the recipe's file assumed, or did not understand.
+        data: how it follows data of another size; None where that was not asked or is the same.
     """
 
     recipe: Recipe
@@ -123,6 +168,11 @@ class Conversion(Record):
     alternatives: tuple[Alternative, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    data: DataConversion | None = None
+
+    def __str__(self) -> str:
+        """Return what ``noisescale convert`` prints."""
+        return _text(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,3 +222,7 @@ class LiveConversion(Record):
     scheduler_changes: tuple[Change, ...] = ()
     not_converted: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it as ``noisescale convert`` prints a recipe's."""
+        return _text(self)

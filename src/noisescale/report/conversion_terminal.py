@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from noisescale.records import Alternative, Change, Conversion
+from noisescale.records import (
+    Alternative,
+    Change,
+    Conversion,
+    DataConversion,
+    GroupConversion,
+    LiveConversion,
+)
 from noisescale.report import terminal, wording
 
 if TYPE_CHECKING:
@@ -17,6 +26,8 @@ if TYPE_CHECKING:
 
 _Row = tuple[str, str, str, str, str]
 _GAPS = 8  # columns between the five of the table
+_OPTIONS = ("--data-rule NAME", "--rule NAME")
+_ARGUMENTS = ('data_rule="NAME"', 'rule="NAME"')
 _PAPER = re.compile(r"(?:[A-Z][\w-]+, )*[A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)? \d{4}")
 
 
@@ -44,6 +55,118 @@ def render_conversion_briefly(conversion: Conversion, console: Console | None = 
     terminal._show(console, parts + _cautions(conversion))
 
 
+def render_live_conversion(conversion: LiveConversion, console: Console | None = None) -> None:
+    """Print what changes in an optimizer and its scheduler, why, and what other rules say.
+
+    Parameter groups that change alike are told of once.
+
+    Args:
+        conversion: what :func:`~noisescale.plan.live.convert_live` returned.
+        console: where to print; standard output by default.
+    """
+    parts = _live_head(conversion)
+    changes = []
+    for title, rows, askable in _live_parts(conversion):
+        changes += list(rows)
+        parts += [terminal._styled(title, "bold"), *_tabled(list(_rows(rows, askable)), console)]
+    if not conversion.unchanged:
+        found = [group.conversion for group in conversion.groups]
+        of = " of the first group" if len(found) > 1 else ""
+        parts += [*_reasons(found, changes), *_others(found[0], _ARGUMENTS, of)]
+    left = [wording.sentence(text) for text in conversion.not_converted]
+    warnings = [wording.sentence(text) for text in conversion.warnings]
+    parts += terminal._bullets(left, "Left as it is:", "yellow")
+    terminal._show(console, parts + terminal._warnings(warnings))
+
+
+def conversion_text(conversion: Conversion | LiveConversion) -> str:
+    """Return what a terminal as wide as this one shows, without colours.
+
+    Args:
+        conversion: of a recipe, or of a live optimizer.
+    """
+    import io
+
+    from rich.console import Console
+
+    file = io.StringIO()
+    if isinstance(conversion, LiveConversion):
+        render_live_conversion(conversion, Console(file=file))
+    else:
+        render_conversion(conversion, Console(file=file))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip("\n")
+
+
+def _live_head(conversion: LiveConversion) -> list[RenderableType]:
+    what = conversion.optimizer
+    if conversion.scheduler is not None:
+        what += f" with {conversion.scheduler}, stepped once per {conversion.scheduler_per}"
+    batch = wording.count(conversion.old_batch_size, conversion.unit)
+    was = f"noisescale convert · {what}, global batch {batch}"
+    answer = terminal._styled(wording.sentence(_live_answer(conversion)), "bold green")
+    return [terminal._styled(was, "dim"), "", answer, ""]
+
+
+def _live_answer(conversion: LiveConversion) -> str:
+    """Give the sentence of the one rate, or one for the rates of all groups."""
+    answers = dict.fromkeys(group.conversion.summary for group in conversion.groups)
+    first, *others = answers
+    if not others:
+        return first
+    factors = [g.conversion.recipe.lr / g.conversion.original.lr for g in conversion.groups]
+    low, high = (f"{factor:.4g}" for factor in (min(factors), max(factors)))
+    times = low if low == high else f"{low} to {high}"
+    turn = first.partition(";")[0]
+    return f"{turn}; the rates of {len(factors)} parameter groups are multiplied by {times}"
+
+
+def _live_parts(
+    conversion: LiveConversion,
+) -> Iterator[tuple[str, tuple[Change, ...], set[str | None]]]:
+    """Give each set of changes its title; groups that change alike share one."""
+    alike: dict[str, list[GroupConversion]] = {}
+    for group in conversion.groups:
+        alike.setdefault(_kind_of_change(group), []).append(group)
+    for groups in alike.values():
+        first = groups[0]
+        if first.changes:
+            names = ", ".join(group.name or str(group.index) for group in groups)
+            title = f"Parameter group{'s' if len(groups) > 1 else ''} {names}"
+            yield title, _together(groups), _askable(first.conversion)
+    if conversion.scheduler_changes:
+        yield "Scheduler", conversion.scheduler_changes, set()
+
+
+def _kind_of_change(group: GroupConversion) -> str:
+    """Tell groups apart by what they do: rates differ often, and go by one factor."""
+    return repr(
+        [
+            (row.name, row.rule, f"{row.new / row.old:.9g}")
+            if row.old and isinstance(row.old, int | float)
+            else (row.name, row.rule, row.old, row.new)
+            for row in group.changes
+        ]
+    )
+
+
+def _together(groups: Sequence[GroupConversion]) -> tuple[Change, ...]:
+    """Make one row of what the groups have in common, from the least value to the largest."""
+    rows = zip(*(group.changes for group in groups), strict=True)
+    return tuple(
+        dataclasses.replace(
+            row[0],
+            old=_span([change.old for change in row]),
+            new=_span([change.new for change in row]),
+        )
+        for row in rows
+    )
+
+
+def _span(values: Sequence[Any]) -> Any:
+    same = all(one == values[0] for one in values)
+    return values[0] if same else f"{value(min(values))} to {value(max(values))}"
+
+
 def _cautions(conversion: Conversion) -> list[RenderableType]:
     sentences = [wording.sentence(text) for text in conversion.warnings]
     notes = [wording.sentence(text) for text in conversion.notes]
@@ -57,11 +180,14 @@ def _head(conversion: Conversion) -> list[RenderableType]:
 
 
 def _changes(conversion: Conversion, console: Console | None) -> list[RenderableType]:
+    return _tabled(list(_rows(conversion.changes, _askable(conversion))), console)
+
+
+def _tabled(rows: Sequence[_Row], console: Console | None) -> list[RenderableType]:
     from rich.console import Console
 
-    if not conversion.changes:
+    if not rows:
         return []
-    rows = list(_rows(conversion))
     room = min((console or Console()).width, terminal._WIDTH) - _GAPS
     if sum(_least_widths(rows)) > room:
         return [*_stacked(rows), ""]
@@ -78,13 +204,22 @@ def _least_widths(rows: Sequence[_Row]) -> list[int]:
 def _folded_widths(rows: Sequence[_Row], room: int) -> tuple[int, int]:
     """Return the columns of rule and source, which share what names and numbers leave.
 
-    rich shrinks both alike, below the least width of the one, and then cuts the other.
+    Shared so that the table has the fewest lines, then so that papers are whole: rich shrinks both
+    alike, below the least width of the one, and then cuts the other.
     """
     *fixed, least_rule, least_source = _least_widths(rows)
     room -= sum(fixed)
-    wanted = max(len(row[4]) for row in rows)
-    source = max(least_source, min(wanted, room - least_rule))
-    return min(max(len(row[3]) for row in rows), room - source), source
+    widest = max(len(row[4]) for row in rows)
+    shares = [(room - source, source) for source in range(least_source, room - least_rule + 1)]
+    rule, source = min(shares, key=lambda share: (_lines(rows, *share), -min(share[1], widest)))
+    return min(max(len(row[3]) for row in rows), rule), min(widest, source)
+
+
+def _lines(rows: Sequence[_Row], rule: int, source: int) -> int:
+    """Return how many lines a table has at widths of its two last columns."""
+    return sum(
+        max(len(textwrap.wrap(row[3], rule)), len(textwrap.wrap(row[4], source))) for row in rows
+    )
 
 
 def _table(rows: Sequence[_Row], room: int) -> Table:
@@ -114,11 +249,17 @@ def _stacked(rows: Sequence[_Row]) -> list[RenderableType]:
     return lines
 
 
-def _rows(conversion: Conversion) -> Iterator[_Row]:
+def _askable(conversion: Conversion) -> set[str | None]:
+    """Return the names of rules that can be asked for; the others are words, and fold as such."""
+    return {conversion.rule, None if conversion.data is None else conversion.data.rule}
+
+
+def _rows(changes: Iterable[Change], askable: set[str | None]) -> Iterator[_Row]:
     """Give each change its name, values, rule and paper; of a table only what differs in it."""
-    for row in conversion.changes:
-        # Only the rate's rule can be asked for by name; the others are words, and fold as such.
-        rule = row.rule if row.rule == conversion.rule else row.rule.replace("-", " ")
+    for row in changes:
+        rule = row.rule
+        if not askable & set(rule.split(", ")):
+            rule = rule.replace("-", " ")
         for name, old, new in _values(row):
             yield name, value(old), value(new), rule, _paper(row.source)
 
@@ -134,20 +275,35 @@ def _values(row: Change) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _why(conversion: Conversion) -> list[RenderableType]:
+    return _reasons([conversion], conversion.changes)
+
+
+def _reasons(conversions: Sequence[Conversion], changes: Iterable[Change]) -> list[RenderableType]:
+    """Tell of each rule that set a rate, then of each change; what is said alike is said once."""
     table = terminal._plain_table()
-    rows = [c for c in conversion.changes if c.why and c.name != "batch_size"]
-    for name, text in (
-        (f"{conversion.rule}, ", f"{conversion.why}."),
-        ("It keeps: ", f"{conversion.preserves}."),
-        ("It assumes: ", f"{conversion.assumption}."),
-        (f"It holds ({conversion.status}): ", f"{conversion.validity}."),
-    ):
+    rules = [rule for one in conversions for rule in (one, one.data) if rule is not None]
+    told = (line for rule in rules if rule.rule is not None for line in _of_rule(rule))
+    for name, text in dict.fromkeys(told):
         table.add_row("-", terminal._line(name, text))
-    for row in rows:
-        reason = terminal._line(f"{label(row)}: ", f"{row.why}. ")
-        source = row.source if row.source == "arithmetic" else f"{row.status}: {row.source}"
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in changes:
+        if row.why and row.status != "given":
+            reasons.setdefault((row.why, _with_status(row)), []).append(label(row))
+    for (why, source), names in reasons.items():
+        reason = terminal._line(f"{', '.join(dict.fromkeys(names))}: ", f"{why}. ")
         table.add_row("-", reason.append(f"({source})", style="dim"))
     return [terminal._styled("Why", "bold"), table, ""]
+
+
+def _with_status(row: Change) -> str:
+    return row.source if row.source == "arithmetic" else f"{row.status}: {row.source}"
+
+
+def _of_rule(rule: Conversion | DataConversion) -> Iterator[tuple[str, str]]:
+    yield f"{rule.rule}, ", f"{rule.why}."
+    yield "It keeps: ", f"{rule.preserves}."
+    yield "It assumes: ", f"{rule.assumption}."
+    yield f"It holds ({rule.status}): ", f"{rule.validity}."
 
 
 def _kept(kept: Sequence[Change]) -> list[RenderableType]:
@@ -159,22 +315,33 @@ def _kept(kept: Sequence[Change]) -> list[RenderableType]:
     return [terminal._styled("Stays as it is", "bold"), table, ""]
 
 
-def _others(conversion: Conversion) -> list[RenderableType]:
-    if not conversion.alternatives:
-        return []
-    table = terminal._plain_table()
-    for one in conversion.alternatives:
-        table.add_row(*_other(one, one.rule == conversion.recommended))
-    return [terminal._styled("What other rules say (--rule NAME)", "bold"), table, ""]
+def _others(
+    conversion: Conversion, options: tuple[str, str] = _OPTIONS, of: str = ""
+) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for rule, option in zip((conversion.data, conversion), options, strict=True):
+        if rule is None or not rule.alternatives:
+            continue
+        table = terminal._plain_table()
+        for one in rule.alternatives:
+            table.add_row(*_other(one, one.rule == rule.recommended, options is _ARGUMENTS))
+        heading = f"What other rules say{of}"
+        if rule is not conversion:
+            heading = "For the data, the other rule"
+        lines += [terminal._styled(f"{heading} ({option})", "bold"), table, ""]
+    return lines
 
 
-def _other(one: Alternative, recommended: bool) -> tuple[Text, Text]:
+def _other(one: Alternative, recommended: bool, in_python: bool) -> tuple[Text, Text]:
     name = terminal._styled(one.rule, "bold")
     if recommended:
         name.append("\nrecommended", style="green")
     said = ", ".join(f"{key} {value(new)}" for key, new in one.values.items())
     if one.needs:
-        options = " and ".join(f"--{need.replace('_', '-')} X" for need in one.needs)
+        given = (
+            f"{need}=X" if in_python else f"--{need.replace('_', '-')} X" for need in one.needs
+        )
+        options = " and ".join(given)
         said = f"give {options} (noisescale measure tells it)"
     # Where it was seen to hold or fail helps to choose; what it assumes is in the JSON.
     text = terminal._styled(said or "no answer here", "cyan")

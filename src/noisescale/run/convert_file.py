@@ -19,7 +19,9 @@ def convert_file(
     path: str | PathLike[str],
     *,
     batch_size: int | None = None,
+    new_dataset_size: int | None = None,
     rule: str | None = None,
+    data_rule: str | None = None,
     noise_scale: float | None = None,
     curvature: float | None = None,
     unit: str | None = None,
@@ -31,21 +33,23 @@ def convert_file(
     overrides: Iterable[str] = (),
     target: str | PathLike[str] | None = None,
 ) -> Conversion:
-    """Restate the recipe of a file at another global batch size.
+    """Restate the recipe of a file at another global batch size, or for data of another size.
 
     Args:
         path: a TOML, YAML or JSON file: our own flat keys, or a configuration of Transformers,
             DeepSpeed, Lightning or timm.
-        batch_size: see :func:`noisescale.plan.convert.convert`, as the next four are; by default
+        batch_size: see :func:`noisescale.plan.convert.convert`, as the next six are; by default
             what the file's parts make on ``new_replicas`` devices.
-        rule: name of the rule for the rate.
+        new_dataset_size: training examples of the new run.
+        rule: name of the rule by which the rate follows the batch.
+        data_rule: name of the rule by which it follows the data.
         noise_scale: at the old batch size, in the recipe's unit.
         curvature: largest along the run.
         unit: what ``batch_size`` counts.
         replicas: devices of the old run, where the file does not say it.
         new_replicas: devices of the new run; those of the old run by default.
         old_batch_size: global batch size of the run, where the file does not say it.
-        dataset_size: training examples, where the file does not say it.
+        dataset_size: training examples of the old run, where the file does not say it.
         kind: whose keys the file has (``noisescale``, ``transformers``, ``deepspeed``,
             ``lightning``, ``timm``), where they do not tell.
         overrides: ``key=value`` texts that change the recipe first.
@@ -64,20 +68,24 @@ def convert_file(
     given = recipe_changes(parse_overrides(overrides))
     about: dict[str, Any] = {"kind": kind, "dataset_size": dataset_size, "given": given}
     file = _read(path, replicas, _old_batch_size(old_batch_size, given), about)
-    if batch_size is None:
-        batch_size = _new_batch_size(file, new_replicas)
+    if batch_size is None and (new_dataset_size is None or new_replicas is not None):
+        batch_size, unit = _new_batch_size(file, new_replicas), None
     done = convert(
         file.recipe,
         batch_size=batch_size,
+        new_dataset_size=new_dataset_size,
         pass_growth=None if unit is not None else _pass_growth(file, new_replicas, batch_size),
         rule=rule,
+        data_rule=data_rule,
         noise_scale=noise_scale,
         curvature=curvature,
         unit=unit,
         where=str(file.path),
     )
-    if not done.unchanged:
+    if (done.recipe.batch_size, done.recipe.lr) != (done.original.batch_size, done.original.lr):
         _refuse_scaling_twice(file)
+    if done.data is not None:
+        file = _on_data(file, done.data.new_dataset_size)
     if new_replicas is not None:
         file = _on_devices(file, new_replicas, done.new_batch_size)
     done = _in_the_words_of(file, done)
@@ -133,12 +141,21 @@ def _new_batch_size(file: RecipeFile, devices: int | None) -> int:
         raise InvalidInputError(
             "no --batch-size",
             "the new global batch is required",
-            "give --batch-size N, or --new-replicas N where the file says examples per device",
+            "give --batch-size N, or --new-replicas N where the file says examples per device, or"
+            " --new-dataset-size N where only the data change",
         )
     return split.micro * split.accumulation * devices
 
 
-def _pass_growth(file: RecipeFile, devices: int | None, size: int) -> float | None:
+def _on_data(file: RecipeFile, size: int) -> RecipeFile:
+    """Return a file as it is to be written for data of another size."""
+    recipe = file.recipe
+    if "dataset_size" not in file.places:
+        recipe = recipe.with_changes(dataset_size=size)  # only its lengths in epochs hang on it
+    return dataclasses.replace(file, dataset_size=size, recipe=recipe)
+
+
+def _pass_growth(file: RecipeFile, devices: int | None, size: int | None) -> float | None:
     """Return new over old examples of one device's pass; None where the file does not tell."""
     if file.split is None or not isinstance(size, int):
         return None
@@ -273,7 +290,7 @@ def _in_the_words_of(file: RecipeFile, done: Conversion) -> Conversion:
         done,
         changes=named(done.changes),
         kept=named(done.kept),
-        notes=file.notes,
+        notes=(*done.notes, *file.notes),
     )
 
 
