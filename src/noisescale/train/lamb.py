@@ -44,7 +44,8 @@ class LAMB(LayerwiseOptimizer):
             :func:`~noisescale.train.biases_and_norms`.
 
     Raises:
-        InvalidInputError: a setting is out of its range, or a parameter is complex.
+        InvalidInputError: a setting is out of its range, or a parameter is complex or flattened
+            by FullyShardedDataParallel.
 
     Source: You et al. 2020 (arXiv:1904.00962), algorithm 2 with phi the identity.
 

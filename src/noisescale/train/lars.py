@@ -46,7 +46,8 @@ class LARS(LayerwiseOptimizer):
             :func:`~noisescale.train.biases_and_norms`.
 
     Raises:
-        InvalidInputError: a setting is out of its range, or a parameter is complex.
+        InvalidInputError: a setting is out of its range, or a parameter is complex or flattened
+            by FullyShardedDataParallel.
 
     Source: You, Gitman, Ginsburg 2017 (arXiv:1708.03888), algorithm 1; the ratio of 1 at a norm
     of 0 is apex's and timm's.

@@ -214,6 +214,15 @@ def _excluded(group: dict[str, Any]) -> list[bool]:
                 "real parameters are required",
                 "train view_as_real of it, or use torch.optim.Adam",
             )
+        # Shards of FullyShardedDataParallel are vectors: excluded one and all, or given their
+        # own norms, without a word. fully_shard's and ZeRO's know their whole tensors.
+        if getattr(weight, "_fsdp_flattened", False):
+            raise InvalidInputError(
+                f"parameter {name or tuple(weight.shape)} flattened by FullyShardedDataParallel",
+                "whole tensors are required, since a norm is taken of each",
+                "shard the model by torch.distributed.fsdp.fully_shard, or use"
+                " DistributedDataParallel",
+            )
     if isinstance(exclude, bool):
         return [exclude] * len(weights)
     return [bool(exclude(name, weight)) for name, weight in zip(names, weights, strict=True)]
