@@ -129,7 +129,7 @@ def test_hyper_parameters_of_each_trial(kind: str) -> None:
     assert worst_difference(workload, trained(stack_of(workload, route, chosen)), STEPS) < TOLERANCE
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 60])
+@pytest.mark.parametrize("batch_size", [1, 4, 16, 60])
 @pytest.mark.parametrize("one_order", [True, False])
 def test_every_layout_of_the_first_layer(batch_size: int, one_order: bool) -> None:
     workload = small_workload()
