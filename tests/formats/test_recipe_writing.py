@@ -186,6 +186,40 @@ def test_a_value_where_a_table_would_have_to_be_is_named(tmp_path: Path, ending:
         write_recipe(file, {"weight_decay": 0.02}, tmp_path / f"new.{ending}")
 
 
+BLOCKS = """\
+optimizer: adamw
+lr: 0.1
+betas:
+- 0.9   # first
+- 0.99
+batch_size: 32
+schedule:
+  kind: list
+  points:
+  - - 0
+    - 1.0
+  - - 90    # then
+    - 0.1
+total_steps: 100
+"""
+
+
+def test_lists_over_several_lines_keep_their_lines(tmp_path: Path) -> None:
+    file = read_recipe(written(tmp_path, "r.yaml", BLOCKS))
+    table = {"kind": "list", "points": [[0, 1.0], [45, 0.1]]}
+    new = file.recipe.with_changes(betas=(0.81, 0.98), schedule=table)
+    assert write_recipe(file, new, tmp_path / "new.yaml").recipe == new
+    expected = BLOCKS.replace("- 0.9 ", "- 0.81 ").replace("- 0.99", "- 0.98").replace("90 ", "45 ")
+    assert (tmp_path / "new.yaml").read_text() == expected
+
+
+def test_lists_over_several_lines_may_change_their_length(tmp_path: Path) -> None:
+    file = read_recipe(written(tmp_path, "r.yaml", BLOCKS))
+    table = {"kind": "list", "points": [[0, 0.5]]}
+    copy = write_recipe(file, {"schedule": table, "lr": 0.2}, tmp_path / "new.yaml")
+    assert copy.recipe == file.recipe.with_changes(schedule=table, lr=0.2)
+
+
 def test_new_keys_of_a_framework_are_added(tmp_path: Path) -> None:
     file = sample(tmp_path, "hf.yaml")
     write_recipe(file, {"betas": (0.8, 0.9), "eps": 2e-9}, tmp_path / "new.yaml")

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from noisescale.errors import InvalidInputError
+from noisescale.errors import InvalidInputError, MissingExtraError
 from noisescale.formats.document import Document, Path_, parse, syntax_of
 from noisescale.formats.reading import Split
 from noisescale.formats.recipe_file import RecipeFile, read_recipe
@@ -18,6 +18,8 @@ from noisescale.records import Recipe
 
 _TOLERANCE = 1e-12
 """Relative (assumed): what computing a file's ratio and reading it back may change."""
+_OF_A_COUNT = 0.01
+"""Share of a count of steps that is not worth a note. (assumed)"""
 
 
 def write_recipe(
@@ -96,10 +98,16 @@ def edited(document: Document, edits: Mapping[Path_, Any]) -> str:
         MissingExtraError: the library that edits this syntax is not installed.
     """
     edits = _grounded(document, edits)
-    text = _editor(document.syntax)(document.text, edits)
-    now = parse(text, syntax=document.syntax, path=document.path)
+    now = None
+    try:
+        text = _editor(document.syntax)(document.text, edits)
+        now = parse(text, syntax=document.syntax, path=document.path)
+    except MissingExtraError:
+        raise
+    except ValueError:
+        pass  # it has become unreadable
     wanted = _with_edits(document.data, edits, document.syntax)
-    if not _same(now, wanted):
+    if now is None or not _same(now, wanted):
         places = ", ".join(".".join(map(str, place)) for place in edits)
         raise InvalidInputError(
             f"{document.path}: {places}",
@@ -355,11 +363,17 @@ def _left_over(copy: RecipeFile, recipe: Recipe) -> list[str]:
     found = []
     for name in sorted(copy.implied):
         says, meant = getattr(copy.recipe, name), getattr(recipe, name)
-        if not _equal(says, meant):
+        if not _equal(says, meant) and not _rounded(says, meant):
             found.append(
                 f"{name} follows from other keys of the file: {says}, where {meant} is meant."
             )
     return found
+
+
+def _rounded(says: Any, meant: Any) -> bool:
+    """Whether counts differ by no more than an epoch's last, smaller batch may make."""
+    counts = isinstance(says, int) and isinstance(meant, int)
+    return counts and abs(says - meant) <= max(1, _OF_A_COUNT * meant)
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from noisescale.errors import InvalidInputError, MissingExtraError
@@ -111,9 +111,25 @@ def edit_yaml(text: str, changes: Mapping[tuple[str | int, ...], Any]) -> str:
     Returns:
         The text with these values; all else is as before, comments too.
     """
-    for place, value in changes.items():
-        text = _set(text, _checked(text), place, value)
+    tree = _checked(text)
+    for whole, new in changes.items():
+        for place, value in _by_item(tree, whole, new):
+            text = _set(text, _checked(text), place, value)
     return text
+
+
+def _by_item(
+    node: Any, place: tuple[str | int, ...], value: Any
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield the items of a list that is written over several lines: each keeps its line."""
+    for key in place:
+        node = None if node is None else _child(node, key)[1]
+    listed = node is not None and isinstance(node.value, list) and isinstance(value, list | tuple)
+    if not listed or node.flow_style is not False or len(node.value) != len(value):
+        yield place, value
+        return
+    for number, item in enumerate(value):
+        yield from ((place + below, new) for below, new in _by_item(node, (number,), item))
 
 
 def _set(text: str, node: Any, place: tuple[str | int, ...], value: Any) -> str:
@@ -134,7 +150,13 @@ def _set(text: str, node: Any, place: tuple[str | int, ...], value: Any) -> str:
         start = anchor.end()
     old = text[start:end]
     kept = old[len(old.rstrip()) :]
-    return text[:start] + _spelt(value) + kept + text[end:]
+    # A block may begin in its key's column, where nothing else may.
+    shallow = (
+        name is not None
+        and node.start_mark.line > name.start_mark.line
+        and node.start_mark.column <= name.start_mark.column
+    )
+    return text[:start] + ("  " if shallow else "") + _spelt(value) + kept + text[end:]
 
 
 def _child(node: Any, key: str | int) -> tuple[Any, Any]:
