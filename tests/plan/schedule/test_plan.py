@@ -217,10 +217,46 @@ def test_megatrons_text_beside_a_recipe_in_tokens() -> None:
             "leaps over them: 32 from 10 on",
         ),
         (recipe(), {"text": "0:64 10K:128", "unit": "examples", "coupling": "none"}, "changes"),
+        (
+            recipe(),
+            {"text": "0:64 10K:160", "unit": "examples"},
+            "goes up to 0.25, 2.5 times the recipe's highest",
+        ),
+        (
+            recipe(optimizer="adamw"),
+            {"text": "0:64 10K:128", "unit": "examples", "coupling": "linear"},
+            "does not keep the temperature of adamw",
+        ),
+        (
+            recipe(momentum=0.9),
+            {"text": "0:64 10K:128", "unit": "examples", "coupling": "square_root"},
+            "is not the recipe's at other batch sizes",
+        ),
     ],
 )
 def test_what_a_reader_must_know(made: Recipe, options: dict[str, Any], words: str) -> None:
     assert any(words in text for text in plan_schedule(made, **options).warnings)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "coupling", "kept", "source"),
+    [
+        ("sgd", "auto", "lr / ((1 - m) B)", "1711.00489"),
+        ("sgd", "square_root", "lr / sqrt(B)", "1705.08741"),
+        ("adamw", "auto", "lr / sqrt(B)", "2205.10287"),
+        ("adamw", "linear", "lr / B", "1706.02677"),
+        ("adamw", "none", "is the recipe's whatever", "none"),
+    ],
+)
+def test_what_is_kept_is_what_is_said(
+    optimizer: str, coupling: str, kept: str, source: str
+) -> None:
+    made = recipe(optimizer=optimizer, schedule=None)
+    plan = plan_schedule(made, text="0:64 10K:256", unit="examples", coupling=coupling)
+    assert kept in plan.rule
+    assert source in plan.source
+    power = {"lr / sqrt(B)": 0.5, "is the recipe's whatever": 0.0}.get(kept, 1.0)
+    assert plan.rows[1].lr_first == pytest.approx(0.1 * 4**power)
 
 
 @pytest.mark.parametrize("wish", [{}, {"text": "0:64", "unit": "examples"}])

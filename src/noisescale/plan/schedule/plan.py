@@ -22,20 +22,28 @@ from noisescale.plan.schedule.text import in_unit, parse_schedule, spell_schedul
 from noisescale.plan.schedule.warm_up import begin_small, ramp
 from noisescale.plan.schedule.warnings import instability, warnings_of
 from noisescale.records import BatchPiece, BatchSchedule, Recipe, SchedulePlan
+from noisescale.records.schedule import COUPLINGS
 from noisescale.theory.per_example import SQUARE_ROOT
 
 RULES = {
-    "linear": (
+    ("linear", False): (
         "the plan keeps the lr / ((1 - m) B) of the recipe at every step",
         "Smith, Kindermans, Ying and Le 2018 (arXiv:1711.00489)",
     ),
-    "square_root": (
+    ("linear", True): (
+        "the plan keeps the lr / B of the recipe at every step",
+        "Goyal et al. 2017 (arXiv:1706.02677), sec. 2.1, there for SGD",
+    ),
+    ("square_root", False): (
+        "the plan keeps the lr / sqrt(B) of the recipe at every step",
+        "Hoffer et al. 2017 (arXiv:1705.08741), sec. 4",
+    ),
+    ("square_root", True): (
         "the plan keeps the lr / sqrt(B) of the recipe at every step",
         "Malladi et al. 2022 (arXiv:2205.10287), sec. 5",
     ),
-    "none": ("the rate is the recipe's whatever the batch size", "none"),
 }
-"""What a coupling keeps, and its source."""
+"""What a coupling keeps, and its source, by whether steps are divided by the gradient's size."""
 
 
 def plan_schedule(
@@ -138,7 +146,7 @@ def plan_schedule(
         schedule = _begun_small(schedule, recipe, warmup_batch, multiple)
     check_sizes(schedule, recipe, multiple_of=multiple)
     plan = _plan(recipe, schedule, limit, share if micro_batch_size is not None else None)
-    unstable = instability(recipe, curvature, plan.rows)
+    unstable = instability(recipe, curvature, schedule, plan.rows)
     return dataclasses.replace(plan, warnings=(*plan.warnings, *unstable))
 
 
@@ -148,7 +156,9 @@ def _plan(
     rows = schedule_rows(schedule, recipe, share=share)
     updates = schedule.updates()
     before = -(-(schedule.total or 0) // recipe.batch_size)
-    rule, source = RULES[schedule.coupling]
+    normalised = recipe.optimizer_kind in SQUARE_ROOT
+    unmoved = ("the rate is the recipe's whatever the batch size", "none")
+    rule, source = RULES.get((schedule.coupling, normalised), unmoved)
     return SchedulePlan(
         recipe=recipe,
         schedule=schedule,
@@ -208,10 +218,10 @@ def _begun_small(
 def _coupling(recipe: Recipe, coupling: str) -> str:
     if coupling == "auto":
         return "square_root" if recipe.optimizer_kind in SQUARE_ROOT else "linear"
-    if coupling not in RULES:
+    if coupling not in COUPLINGS:
         raise InvalidInputError(
             f"coupling {coupling!r}", "not a coupling of the rate to the batch size",
-            nearest(str(coupling), ("auto", *RULES)),
+            nearest(str(coupling), ("auto", *COUPLINGS)),
         )  # fmt: skip
     return coupling
 

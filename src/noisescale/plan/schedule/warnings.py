@@ -7,11 +7,15 @@ from collections.abc import Iterator
 
 from noisescale.plan.schedule.limits import Limit
 from noisescale.records import BatchSchedule, Recipe, ScheduleRow
-from noisescale.theory.per_example import kept_per_step, shrinkage_unit
+from noisescale.theory.per_example import SQUARE_ROOT, kept_per_step, shrinkage_unit
 from noisescale.theory.scaling.limits import largest_batch_of
 
 MUCH = 0.05
 """Share of a training beyond its end that is worth a word. (assumed)"""
+
+
+RAISED = 2.0
+"""Rise of the rate above the recipe's highest that is worth a word. (assumed)"""
 
 
 def warnings_of(
@@ -33,22 +37,25 @@ def warnings_of(
     if limit is not None:
         found = [*limit.notes, *_grown(rows, limit, recipe), *found]
     if largest != recipe.batch_size or len(schedule.pieces) > 1:
-        found += [*_rate(schedule), *_averages(schedule, recipe, largest), *_few(rows, recipe)]
-        found += _overshot(schedule, rows)
+        found += [*_rate(schedule, recipe), *_averages(schedule, recipe, largest)]
+        found += [*_few(rows, recipe), *_overshot(schedule, rows)]
     return tuple(found)
 
 
 def instability(
-    recipe: Recipe, curvature: float | None, rows: tuple[ScheduleRow, ...]
+    recipe: Recipe,
+    curvature: float | None,
+    schedule: BatchSchedule,
+    rows: tuple[ScheduleRow, ...],
 ) -> tuple[str, ...]:
-    """Say where the rate of a plan leaves stability.
+    """Say where the rate of a plan leaves stability, or without a curvature where it may.
 
     Raises:
         InvalidInputError: the recipe's optimizer has no such limit, or the curvature is not
             positive.
     """
     if curvature is None:
-        return ()
+        return tuple(_raised(schedule, rows))
     limit = recipe.lr * largest_batch_of(recipe, curvature) / recipe.batch_size
     over = [row for row in rows if max(row.lr_first, row.lr_last) > limit * (1 + 1e-9)]
     if not over:
@@ -86,13 +93,36 @@ def _leapt(schedule: BatchSchedule) -> Iterator[str]:
         yield f"never used, since one step leaps over them: {shown}"
 
 
-def _rate(schedule: BatchSchedule) -> Iterator[str]:
+def _raised(schedule: BatchSchedule, rows: tuple[ScheduleRow, ...]) -> Iterator[str]:
+    segments = schedule.rate.segments if schedule.rate is not None else ()
+    before = max((max(each.first, each.last or 0.0) for each in segments), default=0.0)
+    now = max(max(row.lr_first, row.lr_last) for row in rows)
+    if now > RAISED * before * (1 + 1e-9):
+        yield (
+            f"the rate goes up to {now:.3g}, {now / before:.3g} times the recipe's highest: whether"
+            " that is stable is not known (a curvature tells it, for SGD)"
+        )
+
+
+def _rate(schedule: BatchSchedule, recipe: Recipe) -> Iterator[str]:
+    normalised = recipe.optimizer_kind in SQUARE_ROOT
     if schedule.coupling == "none":
         yield "the rate does not follow the batch size: the noise per example changes with it"
-    if schedule.coupling == "square_root":
+    elif schedule.coupling == "square_root" and normalised:
         yield (
             "the square root of the batch size holds while noise dominates the gradient's size:"
             " batches well below the noise scale"
+        )
+    elif schedule.coupling == "square_root":
+        yield (
+            "the square root of the batch size keeps the noise of one step: the temperature"
+            " lr / ((1 - m) B) is not the recipe's at other batch sizes"
+        )
+    elif normalised:
+        yield (
+            f"a rate in proportion to the batch size does not keep the temperature of"
+            f" {recipe.optimizer}, whose steps are divided by the gradient's size: where noise"
+            " dominates that, the larger batch has too large a rate"
         )
 
 
