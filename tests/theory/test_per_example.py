@@ -204,6 +204,12 @@ def test_what_cannot_be_restated_is_refused(keys):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_share_below_every_number_is_refused():
+    recipe = Recipe(optimizer="adamw", lr=1e-320, batch_size=64, weight_decay=0.1)
+    with pytest.raises(InvalidInputError, match="too small for a number; give a larger rate"):
+        PerExample.of(recipe).at(2**40)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_noise_scales_that_are_none_are_refused(bad):
     with pytest.raises(InvalidInputError):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from noisescale.errors import InvalidInputError
 from noisescale.records import Recipe
 from noisescale.theory import temperature as per
 from noisescale.theory.averages import (
@@ -116,6 +117,9 @@ class PerExample:
             The recipe, warm-up and length in examples; a schedule's counts in steps, with a
             fraction where they fall between two. ``evaluate_every`` is kept: it is no part of
             training.
+
+        Raises:
+            InvalidInputError: the rate is so small that its weight decay has no share.
         """
         new = self.recipe.with_changes(batch_size=batch_size, **_keys(self.decays, batch_size))
         changes: dict[str, Any] = {"lr": rate_of(new, self.tau), **self._lengths(batch_size)}
@@ -128,7 +132,14 @@ class PerExample:
         new = new.with_changes(**changes)
         if self.shrinkage is None:
             return new
-        return new.with_changes(weight_decay=self.shrinkage / shrinkage_unit(new))
+        unit = shrinkage_unit(new)
+        if not unit:
+            raise InvalidInputError(
+                f"lr {self.recipe.lr:g} at batch {batch_size}",
+                "what it takes of the weights per example is too small for a number",
+                "give a larger rate",
+            )
+        return new.with_changes(weight_decay=self.shrinkage / unit)
 
     def _lengths(self, batch_size: int) -> dict[str, Any]:
         changes: dict[str, Any] = {}
