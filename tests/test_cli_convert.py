@@ -462,3 +462,33 @@ def test_bad_data_sizes_are_one_line(folder, capsys, line, words):
     status, out, err = run(capsys, *line.split())
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert words in err
+
+
+EPOCHS = (
+    '{"learning_rate": 2e-5, "per_device_train_batch_size": 16, "num_train_epochs": 3,'
+    ' "warmup_ratio": 0.06}'
+)
+
+
+@pytest.mark.parametrize("target", [None, "new.json"])
+def test_lengths_that_epochs_make_are_not_called_the_files(folder, target):
+    (folder / "epochs.json").write_text(EPOCHS)
+    found = convert_file(
+        "epochs.json", replicas=8, dataset_size=40_000, new_dataset_size=80_000, target=target
+    )
+    rows = {row.name: row for row in (*found.changes, *found.kept)}
+    assert (rows["total_steps"].new, rows["total_steps"].key) == (1878, None)
+    assert rows["warmup_steps"].key is None
+    text = " ".join(found.notes)
+    assert "total_steps and warmup_steps follow from epochs or ratios of the file" in text
+    # 1,875 by the file: its epochs end with a smaller batch, which is not worth a note.
+    assert "total_steps follows from other keys" not in text
+    assert "warmup_steps follows from other keys of the file: 113, where 57 is meant" in text
+    assert text.count("where 57 is meant") == 1
+
+
+def test_foreseeing_writes_nothing(folder):
+    (folder / "epochs.json").write_text(EPOCHS)
+    before = sorted(folder.rglob("*"))
+    convert_file("epochs.json", replicas=8, dataset_size=40_000, batch_size=256)
+    assert sorted(folder.rglob("*")) == before

@@ -24,7 +24,7 @@ def test_timm(tmp_path: Path) -> None:
     )
     assert file.already_scaled is None
     assert "does not use lr_base" in notes(file)
-    assert "epochs 90 and warmup_epochs 5" in notes(file)
+    assert "epochs 90, warmup_epochs 5" in notes(file)
     sized = read(tmp_path, TIMM, dataset_size=102_400)
     assert (sized.recipe.total_steps, sized.recipe.warmup_steps) == (9000, 500)
 

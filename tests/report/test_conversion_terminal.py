@@ -93,7 +93,7 @@ def test_data_of_another_size_are_told_with_both_answers():
     found = convert(WHOLE, new_dataset_size=100_000)
     text = " ".join(shown(found, 80).split())
     assert "The data grow from 50,000 to 100,000 examples (x2); the rate stays 0.1." in text
-    assert "keep-rate, early in training" in text
+    assert "keep-rate, recommended: early in training" in text
     assert "(--data-rule NAME) long-run lr 0.05, weight_decay 0.0001 Holds: late" in text
     assert "(--rule NAME)" not in text
     both = " ".join(shown(convert(WHOLE, batch_size=1024, new_dataset_size=100_000), 80).split())

@@ -107,7 +107,7 @@ def _both(data: Change | None, batch: Change | None) -> Change:
         rule=data.rule if counts else f"{batch.rule}, {data.rule}",
         source=f"{batch.source}; {data.source}" if batch.source != data.source else data.source,
         validity=f"for the batch, {batch.validity}; for the data, {data.validity}",
-        why=f"for the batch, {batch.why}; for the data, {data.why}",
+        why=f"for the data, {data.why}; then for the batch, {batch.why}",
         status=max(data.status, batch.status, key=_SURE.index),
     )
 
@@ -145,7 +145,7 @@ def data_conversion(
 
 
 def _why(used: str, best: str) -> str:
-    asked = "" if used == best else f"asked for; recommended is {best}: "
+    asked = "recommended: " if used == best else f"asked for; recommended is {best}: "
     return (
         f"{asked}early in training the best rate does not depend on how many examples there are,"
         " and a rate that falls along the run is small at its end whatever the data"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from noisescale.errors import InvalidInputError
+from noisescale.errors import InvalidInputError, NoisescaleError
 from noisescale.formats.recipe_file import RecipeFile, read_recipe
 from noisescale.formats.recipe_writing import resplit, split_edits, write_recipe
 from noisescale.plan.convert import convert
@@ -91,7 +92,7 @@ def convert_file(
     done = _in_the_words_of(file, done)
     parts = _parts(file, done.new_batch_size, required=new_replicas is not None)
     if target is None:
-        return dataclasses.replace(done, notes=(*done.notes, *parts))
+        return dataclasses.replace(done, notes=(*done.notes, *_foreseen(file, done), *parts))
     written = write_recipe(file, done.recipe, target)
     notes = (*done.notes, *written.notes, *parts)
     return dataclasses.replace(done, notes=tuple(dict.fromkeys(notes)))
@@ -290,10 +291,35 @@ def _in_the_words_of(file: RecipeFile, done: Conversion) -> Conversion:
         done,
         changes=named(done.changes),
         kept=named(done.kept),
-        notes=(*done.notes, *file.notes),
+        notes=(*done.notes, *_following(file, done), *file.notes),
     )
 
 
 def _key(file: RecipeFile, name: str) -> str | None:
     key = file.where(name)
-    return None if key == name else key
+    return None if key == name or name in file.implied else key
+
+
+def _following(file: RecipeFile, done: Conversion) -> tuple[str, ...]:
+    """Say which of the changes are made by keys of the file that stay: epochs and ratios."""
+    rows = (*done.changes, *done.kept)
+    names = [row.name for row in rows if row.name in file.implied and row.name != "lr"]
+    if not names:
+        return ()
+    verb = "follows" if len(names) == 1 else "follow"
+    return (f"{' and '.join(names)} {verb} from epochs or ratios of the file, which stay",)
+
+
+def _foreseen(file: RecipeFile, done: Conversion) -> tuple[str, ...]:
+    """Say what those keys make of the lengths where it is not what is meant."""
+    if done.unchanged or not file.implied:
+        return ()
+    # Imported here since it takes several milliseconds, and most files say their lengths.
+    import tempfile
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            draft = write_recipe(file, done.recipe, Path(folder) / file.path.name)
+    except (NoisescaleError, OSError):
+        return ()  # it matters to who writes the file
+    return tuple(note for note in draft.notes if note not in file.notes)

@@ -112,7 +112,7 @@ def _optimizer(keys: Keys, assumed: list[str]) -> tuple[str, bool | None]:
             "opt", "an optimizer whose rule is known is required", nearest(name, _OPTIMIZERS)
         )
     if name.lower() == "sgd":
-        keys.note("opt sgd: timm's has Nesterov's momentum.")
+        keys.note("by opt sgd timm means Nesterov's momentum.")
     return _OPTIMIZERS[name.lower()]
 
 
@@ -197,13 +197,15 @@ def _lengths(
     if sched in _SCHEDULES:
         values["schedule"] = {"kind": _SCHEDULES[sched]}
     else:
-        keys.note(f"sched {sched}: counts epochs, which do not change with the batch size.")
+        keys.note(
+            f"the schedule, sched {sched}, counts epochs, which do not change with the batch size."
+        )
     epochs = _number_or(keys.number("epochs", positive=True), 300)
     warmup = _number_or(keys.number("warmup_epochs"), 5)
     if dataset_size is None:
         keys.note(
-            f"epochs {epochs:g} and warmup_epochs {warmup:g}: lengths in steps need the data-set"
-            " size; epochs do not change with the batch size."
+            f"in epochs, which do not change with the batch size: epochs {epochs:g}, warmup_epochs"
+            f" {warmup:g}; lengths in steps need the data-set size."
         )
         return {}
     each = max(1, dataset_size // batch_size)

@@ -121,7 +121,7 @@ def _optimizer(keys: Keys) -> str:
     if name in _ADAMW or name in _LION:
         return "lion" if name in _LION else "adamw"
     if "adamw" in name and "8bit" in name and "galore" not in name:
-        keys.note(f"optim {name}: taken for AdamW; its 8-bit averages round.")
+        keys.note(f"taken for AdamW: optim {name}, whose 8-bit averages round.")
         return "adamw"
     raise keys.refused(
         "optim", "an optimizer whose rule is known is required", "use adamw_torch or sgd"
@@ -134,7 +134,7 @@ def _arguments(keys: Keys) -> dict[str, Any]:
     said = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part)
     arguments = Keys(said, keys.path, [])
     if not said:
-        keys.note(f"optim {keys.value('optim')}: without optim_args it has no momentum.")
+        keys.note(f"without optim_args, optim {keys.value('optim')} has no momentum.")
         return {}
     keys.note(f"optim_args {text!r} is read as transformers 5 does; version 4 ignores it here.")
     found = {

@@ -105,7 +105,7 @@ LONG_RUN = DataRule(
     ),
     validity=(
         "late in training at a rate that does not fall; contested: McCandlish et al. 2018 and"
-        " Shallue et al. 2019 saw no dependence on N, and on digits it cost 1.6 to 13 times the"
+        " Shallue et al. 2019 saw no dependence on N, and on digits it cost 1.4 to 13 times the"
         " least loss"
     ),
     preserves="noise that a pass over the data brings: lr N/((1 - m) B)",
@@ -237,7 +237,7 @@ def _given(recipe: Recipe, new_size: int) -> Change:
 def _rate(old: Recipe, new: Recipe, rule: DataRule) -> Change:
     why = "kept: early in training the best rate does not depend on how many examples there are"
     if rule.power:
-        why = f"{shown(new.lr / old.lr)} times: {rule.preserves} stays"
+        why = f"the rate times {shown(new.lr / old.lr)} = {shown(new.lr)}: {rule.preserves} stays"
     return Change(
         name="lr", old=old.lr, new=new.lr, rule=rule.name, source=rule.source,
         validity=rule.validity, why=why, status=rule.status,
