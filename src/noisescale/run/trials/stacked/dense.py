@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisescale.run.trials.stacked.anatomy import Anatomy
-from noisescale.run.trials.stacked.columns import Pieces
+from noisescale.run.trials.stacked.columns import Piece, Pieces
 from noisescale.run.trials.stacked.groups import Groups
 from noisescale.run.trials.stacked.heads import Head
 from noisescale.run.trials.stacked.shelf import columns
@@ -37,7 +37,8 @@ class Activation:
 
     Attributes:
         forward: may overwrite its argument.
-        backward: from the gradient by the output, the input (unless overwritten) and the output.
+        backward: from the gradient by the output, which it overwrites, the input (unless
+            overwritten) and the output.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -49,19 +50,24 @@ def activation(layer: nn.Module) -> Activation | None:
     kind: Any = type(layer)
     if kind is nn.ReLU:
         return Activation(
-            forward=torch.relu_, backward=lambda d, _, h: aten.threshold_backward(d, h, 0)
+            forward=torch.relu_,
+            backward=lambda d, _, h: aten.threshold_backward(d, h, 0, grad_input=d),
         )
     if kind is nn.Tanh:
-        return Activation(forward=torch.tanh_, backward=lambda d, _, h: aten.tanh_backward(d, h))
+        return Activation(
+            forward=torch.tanh_,
+            backward=lambda d, _, h: aten.tanh_backward(d, h, grad_input=d),
+        )
     if kind is nn.Sigmoid:
         return Activation(
-            forward=torch.sigmoid_, backward=lambda d, _, h: aten.sigmoid_backward(d, h)
+            forward=torch.sigmoid_,
+            backward=lambda d, _, h: aten.sigmoid_backward(d, h, grad_input=d),
         )
     if kind is nn.GELU:
         how: Any = layer.approximate
         return Activation(
             forward=lambda z: nn.functional.gelu(z, approximate=how),
-            backward=lambda d, z, _: aten.gelu_backward(d, z, approximate=how),
+            backward=lambda d, z, _: aten.gelu_backward(d, z, approximate=how, grad_input=d),
         )
     return None
 
@@ -147,10 +153,8 @@ class DenseNetwork:
         for affine in self._affines:
             if after:
                 before.append(_apply(affine, weights, after[-1]))
-            elif pieces is None:
-                before.append(self._first(weights, inputs, groups))
             else:
-                before.append(self._first_pieces(weights, inputs, groups, pieces))
+                before.append(self._first(weights, inputs, groups, pieces))
             after.append(_activate(affine, before[-1]))
         slope = self.head.slope(after[-1], leaves, groups)
         if update.scale is not None:
@@ -189,34 +193,24 @@ class DenseNetwork:
         examples, hidden = inputs.shape[1], weights[self._affines[0].weight].shape[1]
         return examples < FEW_EXAMPLES or not (groups.even or examples > COPIES_BELOW * hidden)
 
-    def _first(self, weights: Sequence[Tensor], inputs: Tensor, groups: Groups) -> Tensor:
-        affine = self._affines[0]
-        weight = weights[affine.weight]
-        trials, hidden, features = weight.shape
-        examples = inputs.shape[1]
-        if len(inputs) == trials:
-            return _apply(affine, weights, inputs.transpose(1, 2))
-        if groups.even:
-            views = weight.view(groups.count, -1, features), inputs.transpose(1, 2)
-            if affine.bias is None:
-                return torch.bmm(*views).view(trials, hidden, examples)
-            bias = weights[affine.bias].view(groups.count, -1, 1)
-            return torch.baddbmm(bias, *views).view(trials, hidden, examples)
-        parts = [
-            _side_by_side(affine, [part[rows] for part in weights], x.T)
-            for rows, x in zip(groups.rows, inputs, strict=True)
-        ]
-        return torch.cat(parts)
-
-    def _first_pieces(
-        self, weights: Sequence[Tensor], inputs: Tensor, groups: Groups, pieces: Pieces
+    def _first(
+        self, weights: Sequence[Tensor], inputs: Tensor, groups: Groups, pieces: Pieces | None
     ) -> Tensor:
         affine = self._affines[0]
         weight = weights[affine.weight]
         trials, hidden, features = weight.shape
         examples = inputs.shape[1]
+        if pieces is None and len(inputs) == trials:
+            return _apply(affine, weights, inputs.transpose(1, 2))
+        if pieces is None and groups.even:
+            views = weight.view(groups.count, -1, features), inputs.transpose(1, 2)
+            if affine.bias is None:
+                return torch.bmm(*views).view(trials, hidden, examples)
+            biases = weights[affine.bias].view(groups.count, -1, 1)
+            return torch.baddbmm(biases, *views).view(trials, hidden, examples)
+        whole = [Piece(examples=slice(None), columns=features)]
         out = weight.new_empty(trials, hidden, examples)
-        for rows, x, own in zip(groups.rows, inputs, pieces, strict=True):
+        for rows, x, own in zip(groups.rows, inputs, pieces or [whole] * groups.count, strict=True):
             w, z = weight[rows].view(-1, features), out[rows].view(-1, examples)
             bias = None if affine.bias is None else weights[affine.bias][rows].reshape(-1, 1)
             for piece in own:
