@@ -80,7 +80,8 @@ def sgd_recursion(
     """Return torch's SGD on one direction: v <- m v + (1 - d) g, w <- w - lr v.
 
     Nesterov: w <- w - lr (g + m v). Adam with a frozen preconditioner P is the same with
-    d = m = beta1 and the curvature h/P.
+    d = m = beta1 and the curvature h/P. torch takes the very first gradient undampened; here,
+    as Adam does, it is dampened like every other.
 
     Args:
         curvature: h; positive.

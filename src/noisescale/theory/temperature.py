@@ -298,7 +298,7 @@ def shrinkage_per_example(
         dampening: d, in [0, 1).
 
     Returns:
-        The share per example; weights without gradients halve in ln 2 over this many examples.
+        The share per example; weights without gradients halve in ln(2)/share examples.
 
     Raises:
         InvalidInputError: a value is out of its range.
