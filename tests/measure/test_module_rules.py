@@ -251,6 +251,24 @@ def test_modules_that_mix_examples_or_draw_random_numbers_are_left_out():
         assert reason in source.inventory.missing["scale"]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", ["scripted", "traced"])
+def test_what_torch_jit_compiled_is_left_out_by_name(compiled):
+    torch.manual_seed(0)
+    inner = Mixing().double()
+    example = torch.randn(6, 4).double()
+    inner = torch.jit.script(inner) if compiled == "scripted" else torch.jit.trace(inner, example)
+    model = nn.Sequential(nn.Linear(4, 4), inner, nn.Linear(4, 2)).double()
+    meter = NoiseMeter(model, source="examples")
+    mean_square(model, (example,)).backward()
+    meter.close_step()
+    assert set(meter.missing) == {"1.scale", "1.first.weight", "1.first.bias"}
+    assert "torch.jit" in meter.missing["1.scale"]
+    model.zero_grad()
+    found = meter.check((example,), mean_square)
+    assert found.agrees, found.detail
+
+
 def test_running_again_leaves_no_trace():
     class Counting(Mixing):
         def __init__(self):

@@ -11,7 +11,7 @@ from torch import nn
 
 from noisescale import NoiseMeter
 from noisescale.measure.rules import whole_module
-from per_example import assert_exact, mean_square
+from per_example import assert_exact, mean_square, measured
 
 WIDTH, LENGTH = 4, 5
 
@@ -223,6 +223,16 @@ def test_of_a_layer_with_a_rule_they_are_left_out_by_name():
     torch.manual_seed(0)
     model = Model(lambda m, x: m.adapted(x) * m.adapted.s[0], adapted=Adapted())
     assert_exact(model, tokens(), left_out={"adapted.s.0"})
+
+
+def test_a_child_with_a_forward_of_its_instance_is_no_holder():
+    torch.manual_seed(0)
+    child = Holder()
+    child.forward = lambda x: x * child.inner.cumsum(0)
+    again = Model(lambda m, x: m.child(x) * m.s[0].cumsum(0), s=entries(WIDTH), child=child)
+    batch = tuple(t.double() if t.is_floating_point() else t for t in tokens())
+    source = measured(again.double(), mean_square, batch)[0]
+    assert set(source.inventory.missing) == {"child.inner"}
 
 
 def test_what_mixes_examples_is_left_out_by_name():

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.jit import ScriptModule
 
 T = TypeVar("T")
 
@@ -22,7 +23,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     stay valid. Random states of torch (CPU and the model's CUDA devices), numpy, Python and of
     generators that modules hold are restored, as is every module's training flag.
     """
-    buffers = [(m, dict(m._buffers)) for m in model.modules()]
+    compiled = [m for m in model.modules() if isinstance(m, ScriptModule)]
+    buffers = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, ScriptModule)]
+    # Those of what torch.jit compiled cannot be swapped.
+    fixed = [(b, b.clone()) for m in compiled for b in m.buffers(recurse=False)]
     modes = [(m, m.training) for m in model.modules()]
     states = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the user's, not ours
     own_states = [(g, g.get_state()) for g in _held(model, torch.Generator)]
@@ -38,6 +42,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for module, kept in buffers:
                 module._buffers.clear()
                 module._buffers.update(kept)
+            for buffer, value in fixed:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
             for module, mode in modes:
                 module.training = mode
             random.setstate(states[0])

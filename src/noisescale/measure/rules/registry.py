@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from noisescale.measure.rules import parts as _parts
 from noisescale.measure.rules.parts import Part
@@ -216,6 +217,8 @@ def without_tensors(
 
 def rule_for(layer: nn.Module) -> Rule | str:
     """Return the rule of a layer, or why there is none."""
+    if isinstance(layer, ScriptModule):
+        return "torch.jit compiled its module, which can be neither hooked nor run again"
     for kind in type(layer).__mro__:
         if kind in RULES:
             if type(layer).forward is not kind.forward:
@@ -259,6 +262,9 @@ def held_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
 
 def never_called(module: nn.Module) -> bool:
     """Whether a module has no forward."""
+    # The class of what torch.jit compiled has none that could be looked at.
+    if isinstance(module, ScriptModule) or "forward" in vars(module):
+        return False
     return type(module).forward is nn.Module.forward
 
 
