@@ -39,6 +39,15 @@ def around_the_wrapper(model, batch):
     inner = getattr(model, "module", model)
     return F.cross_entropy(inner(batch[0]), batch[1])
 
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return x * (1 + 0.1 * self.passes)
+
 def dies(model, batch):
     if os.environ.get("RANK") == "1":
         print("the last words", file=sys.stderr, flush=True)
@@ -51,6 +60,7 @@ def made(loss, model=model):
 
 sound, dying = made(loss), made(dies)
 around = made(around_the_wrapper, lambda: nn.Linear(6, 4))
+growing = made(loss, lambda: nn.Sequential(nn.Linear(6, 4), Growing()))
 """
 
 
@@ -84,6 +94,14 @@ def test_two_processes_average_as_data_parallelism_does(file):
     assert found.total.replicas > found.total.floating_point
     assert found.verdict == "different"
     assert children() == before
+
+
+def test_buffers_that_change_in_every_pass_are_each_process_own(file):
+    found = audit(f"{file}:growing", micro=16, replicas=2)
+    assert found.replicas.outcome == "compared", found.replicas
+    assert found.total.replicas <= found.total.tolerance < found.total.accumulated
+    assert kinds(found) == {"state"}
+    assert cause(found, "state").affects == ("accumulation",)
 
 
 def test_a_dead_replica_is_told_in_one_line_and_none_is_left(file):

@@ -199,6 +199,8 @@ class Analyst:
         ]
 
     def _state(self) -> list[AuditCause]:
+        if self._side == "replicas":  # every process has buffers of its own
+            return []
         moved = self._moved_buffers()
         if not moved or self._mixed:
             return []

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,7 +183,9 @@ class _Audit:
     def _of_replicas(self, averaged: Averaged, quiet: Condition) -> list[AuditCause]:
         """What differs in processes and not when the same parts are averaged in this one."""
         bench, shards = self._bench, self._shards
-        here = bench.split(shards, shares(shards), quiet).gradient
+        # Every process begins with the same buffers.
+        each = replace(quiet, restored=True)
+        here = bench.split(shards, shares(shards), each).gradient
         apart = bench.gap(averaged.found[1], here)
         difference = apart.over(sizes(here, bench.inventory))[0]
         # SyncBatchNorm joins the processes' statistics, which no parts in this one have.
