@@ -22,7 +22,7 @@ from noisescale.plan.data_size import (
 )
 from noisescale.plan.restated import Restatement, restate
 from noisescale.records import Conversion, NoiseScale, Recipe
-from noisescale.theory.per_example import shrinkage_unit
+from noisescale.theory.per_example import shrinkage_ratio
 from noisescale.theory.scaling import (
     RULES,
     Facts,
@@ -320,7 +320,7 @@ def _warnings_of_facts(old: Recipe, new: Recipe, facts: Facts) -> list[str]:
 def _warnings_of_defaults(old: Recipe, new: Recipe) -> list[str]:
     """Say which keys the recipe leaves to defaults that would have to change."""
     found = []
-    share = shrinkage_unit(new) / shrinkage_unit(old)
+    share = shrinkage_ratio(new, old)
     if (
         old.optimizer in ("adamw", "lamb")
         and old.weight_decay is None

@@ -34,6 +34,7 @@ MEASURED = Facts(noise_scale=40.0)
 SGD = Recipe(lr=0.1, batch_size=32)
 HEAVY = Recipe(lr=0.1, batch_size=32, momentum=0.9)
 ADAM = Recipe(optimizer="adamw", lr=1e-3, batch_size=16, betas=(0.9, 0.99), eps=1e-8)
+LAMB = Recipe(optimizer="lamb", lr=0.01, batch_size=32)
 
 
 def kind_of(drawn: str) -> str:
@@ -266,7 +267,8 @@ REFUSED: list[tuple[str, Recipe, Any, Facts, str]] = [
     ("momentum-trade", HEAVY.with_changes(momentum=0.5, nesterov=True), 16, Facts(), "need some"),
     ("exact", HEAVY.with_changes(dampening=1.0), 64, Facts(), "dampening 1"),
     ("adam-half-life", ADAM.with_changes(eps=1.5e-38), 64, Facts(), "underflow in float32"),
-    ("adam-sde", ADAM.with_changes(eps=1.5e-38), 64, Facts(), "underflow in float32"),
+    ("adam-sde", ADAM.with_changes(eps=1.5e-38), 64, Facts(), "keeps it (adam-rate-only)"),
+    ("exact", LAMB.with_changes(eps=1.5e-38), 64, Facts(), "keeps it (square-root)"),
 ]
 
 

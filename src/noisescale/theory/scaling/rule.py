@@ -196,10 +196,11 @@ def check_batch_size(recipe: Recipe, batch_size: int) -> None:
 
 def _check_eps(recipe: Recipe, eps: float | None) -> None:
     if eps is not None and recipe.eps and eps < min(SMALLEST_EPS, recipe.eps):
+        keeps = "square-root" if recipe.optimizer_kind == "lamb" else "adam-rate-only"
         raise InvalidInputError(
             f"eps {eps:g}",
             f"below {SMALLEST_EPS:.3g} it would underflow in float32",
-            "give a larger eps, or a rule that keeps it (adam-rate-only)",
+            f"give a larger eps, or a rule that keeps it ({keeps})",
         )
 
 
