@@ -123,7 +123,7 @@ def tune(name: str, optimizer: str, data: Path | None) -> tuple[Workload, list[T
     return workload, tuned
 
 
-def measured(workload: Workload, tuned: Tuned, kept: Path) -> Facts:
+def measured(workload: Workload, tuned: Tuned, kept: Path, *, curvature: bool) -> Facts:
     """Measure a tuned recipe once; the file remembers."""
     known = json.loads(kept.read_text()) if kept.exists() else {}
     key = f"{tuned.goal} {tuned.recipe.batch_size} {tuned.recipe.lr:g}"
@@ -134,7 +134,7 @@ def measured(workload: Workload, tuned: Tuned, kept: Path) -> Facts:
             seed=FACTS_SEED,
             target=Target.parse(tuned.goal),
             max_steps=math.ceil(PATIENCE * tuned.steps),
-            curvature=True,
+            curvature=curvature,
         )
         known[key] = {
             "noise_scale": found.noise_scale.b_simple,
@@ -269,7 +269,9 @@ def judge(name: str, optimizer: str, data: Path | None) -> list[Regret]:
     seeds = problem.fewer_seeds.get(optimizer, problem.seeds)
     workload, tuned = tune(name, optimizer, data)
     facts = {
-        one: measured(workload, one, OUT / f"{name}-{optimizer}-facts.json")
+        one: measured(
+            workload, one, OUT / f"{name}-{optimizer}-facts.json", curvature=problem.curvature
+        )
         for one in tuned
         if one.recipe.batch_size in OLD_SIZES
     }

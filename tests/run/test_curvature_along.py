@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -89,6 +90,20 @@ def test_adam_divides_the_hessian():
     summary = looks.summary(steps=20)
     assert summary is not None
     assert summary.preconditioner == "adam"
+
+
+def test_fewer_examples_where_each_is_a_sequence():
+    workload = resolve_workload("quadratic")
+    for length, wanted in ((1, 1000), (64, 128), (100_000, 1)):
+        counted = dataclasses.replace(
+            workload, recipe=workload.recipe.with_changes(unit="sequences", sequence_length=length)
+        )
+        model = counted.model()
+        looks = CurvatureAlong(counted, model, torch.optim.SGD(model.parameters(), lr=0.1))
+        looks.before_step(0)
+        found = looks.summary(steps=1)
+        assert found is not None
+        assert found.examples == wanted
 
 
 def test_not_at_frozen_weights():
