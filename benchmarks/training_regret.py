@@ -266,7 +266,7 @@ def judge(name: str, optimizer: str, data: Path | None) -> list[Regret]:
     """Run one problem with one optimizer."""
     print(f"{name}, {optimizer}", flush=True)
     problem, store_path = PROBLEMS[name], OUT / f"{name}-{optimizer}-converted"
-    seeds = problem.fewer_seeds.get(optimizer, problem.seeds)
+    seeds = problem.seeds
     workload, tuned = tune(name, optimizer, data)
     facts = {
         one: measured(
