@@ -60,7 +60,9 @@ class Alignment:
         ]
         self._doubts.setdefault(layer, []).append(doubtful)
         if all(known for *_, known in batched):
-            self._made.update(t.grad_fn for t in outputs if t.grad_fn is not None)
+            # An operation in place on a view leaves of its history only the base's.
+            made = [*outputs, *(t._base for t in outputs)]
+            self._made.update(t.grad_fn for t in made if t is not None and t.grad_fn is not None)
 
     def _of_batch(self, x: Tensor) -> bool:
         """Whether a tensor was made of the model's inputs, or of what a layer made of them."""

@@ -178,7 +178,10 @@ class _Linear(torch.autograd.Function):
         # As autograd does: a weight that no input's gradient needs may change meanwhile.
         ctx.save_for_backward(x, weight if ctx.needs_input_grad[0] else None)
         ctx.shape, ctx.report = weight.shape, report
-        return F.linear(x, weight, bias)
+        out = F.linear(x, weight, bias)
+        # A view that was made here must not be changed in place.
+        plain: Tensor = torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
+        return plain
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -26,7 +26,7 @@ from noisescale.measure.kept import (
 )
 from noisescale.measure.layers import Layer, find_layers
 from noisescale.measure.rules.registry import NOT_BATCHED, Call, without_tensors
-from noisescale.measure.tensor_hooks import on_output
+from noisescale.measure.tensor_hooks import base_of, on_output, rooted
 from noisescale.measure.use_hooks import OVERWRITTEN, TWICE, failed, hook_uses
 
 _FROZEN = "it was frozen after the meter was attached"
@@ -168,6 +168,13 @@ class LayerCalls:
         return hook
 
     def _see_usual(self, layer: Layer, forward: Forward, x: Tensor, output: Tensor) -> None:
+        shape: Sequence[int] = ()
+        watched = output
+        if (base := output._base) is not None:
+            if base_of(output) is None or not output.is_contiguous():
+                self._see(layer, forward, (x,), {}, output)
+                return
+            watched, shape = base, output.shape
         expected = forward.expected
         for index in layer.slots.values():
             expected[index] = expected.get(index, 0) + 1
@@ -186,12 +193,17 @@ class LayerCalls:
             if kept._version != version:
                 self.drop(layer, OVERWRITTEN)
                 return
-            gradients: list[Tensor | None] = [gradient.detach()]
+            if shape:
+                # Size by size: torch takes longer to read a shape.
+                gradient = gradient.view(*shape)
+            gradients: list[Tensor | None] = [
+                gradient.detach() if gradient.requires_grad or not shape else gradient
+            ]
             call = Call(layer.module, [0], ((), {}), [0], [kept], gradients, {}, ticket, known)
             self.complete(layer, forward, call)
 
         # The hook lives as long as the graph; what it holds is gone once it was used.
-        on_output(output, answer)
+        on_output(watched, answer)
 
     def complete(self, layer: Layer, forward: Forward, call: Call) -> None:
         """Hand on a call whose gradients came."""
@@ -297,17 +309,19 @@ class LayerCalls:
         self, layer: Layer, forward: Forward, once: list[tuple[Call, Take]], outputs: list[Tensor]
     ) -> None:
         # The hook lives as long as the graph; what it holds is gone once it was used.
+        watched, given = rooted(outputs)
         if len(outputs) == 1:
-            on_output(outputs[0], lambda g: self._answer(layer, forward, once, [g]))
+            on_output(watched[0], lambda g: self._answer(layer, forward, once, [given[0](g)]))
             return
         live = [i for i, t in enumerate(outputs) if t.requires_grad]
 
         def answer(gradients: Sequence[Tensor | None]) -> None:
-            by_output = dict(zip(live, gradients, strict=True))
-            every = [by_output.get(i) for i in range(len(outputs))]
+            every: list[Tensor | None] = [None] * len(given)
+            for i, gradient in zip(live, gradients, strict=True):
+                every[i] = None if gradient is None else given[i](gradient)
             self._answer(layer, forward, once, every)
 
-        register_multi_grad_hook([outputs[i] for i in live], answer)
+        register_multi_grad_hook([watched[i] for i in live], answer)
 
     def ignored(self, layer: Layer, forward: Forward) -> bool:
         """Whether a gradient is none of this step's forward passes'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +33,50 @@ def on_output(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
     node._register_hook_dict(tensor)
     # Handles that others take count from 0 upwards.
     hooks[-1] = hook
+
+
+def base_of(output: Tensor) -> Tensor | None:
+    """Return the tensor of which a layer's output is another arrangement; None for no view.
+
+    An operation in place on a view gives the view a new node in the graph, and the hooks on its
+    old one are never called. The base's node stays where it is: hooks on the base get the
+    gradient before the operation.
+    """
+    base = output._base
+    if type(base) is not Tensor or base.grad_fn is None or base.numel() != output.numel():
+        return None
+    return base if base.is_contiguous() and (output.is_contiguous() or _dense(output)) else None
+
+
+def rooted(
+    outputs: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Callable[[Tensor], Tensor]]]:
+    """Return what to hook for each output of a call, and what makes its gradient of theirs."""
+    bases = [base_of(t) for t in outputs]
+    watched: list[Tensor] = []
+    given: list[Callable[[Tensor], Tensor]] = []
+    for output, base in zip(outputs, bases, strict=True):
+        # The gradient of a base that several outputs view is no single one's.
+        if base is None or sum(b is base for b in bases) > 1:
+            watched.append(output)
+            given.append(_same)
+        else:
+            watched.append(base)
+            given.append(_arranged(output.shape, output.stride()))
+    return watched, given
+
+
+def _same(gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _arranged(shape: Sequence[int], strides: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient.contiguous().as_strided(shape, strides)
+
+
+def _dense(tensor: Tensor) -> bool:
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.detach().permute(order).is_contiguous()
 
 
 def foreign_hooks(parameter: Tensor) -> tuple[int, ...]:
