@@ -115,6 +115,7 @@ def test_batch_and_data_each_do_what_they_do_alone(name, rule):
     rule=st.sampled_from(list(DATA_RULES)),
     sizes=st.tuples(*[st.integers(256, 10**9)] * 3),
 )
+@example(name="sgd", rule="keep-rate", sizes=(344, 254460, 7209173))  # beyond 2^53 steps
 def test_by_way_of_another_size_is_the_same(name, rule, sizes):
     start, between, end = sizes
     old = recipe(name, dataset_size=start, weight_decay=0.1, total_steps=10**12)

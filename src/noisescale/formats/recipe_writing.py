@@ -141,9 +141,10 @@ def _grounded(document: Document, edits: Mapping[Path_, Any]) -> dict[Path_, Any
 def _last_there(data: Any, place: Path_) -> tuple[int, Any]:
     """Return how many keys above the last one lead somewhere, and where."""
     for depth, key in enumerate(place[:-1]):
-        if not isinstance(data, dict | list) or (isinstance(data, dict) and key not in data):
+        leads_on = key in data if isinstance(data, dict) else isinstance(data, list)
+        if not leads_on:
             return depth, data
-        data = data[key]  # type: ignore[index]
+        data = data[key]
     return len(place) - 1, data
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.plan.split import MAX_SIZE
+from noisescale.plan.whole_numbers import whole_number
 from noisescale.records import NoiseScale, Outcome, Recipe
 
 UNITS = ("examples", "sequences", "tokens")
@@ -32,7 +32,12 @@ def in_unit_of(recipe: Recipe, batch_size: Any, unit: str | None, where: str) ->
     >>> in_unit_of(old, 2**20, "tokens", "recipe")
     1024
     """
-    size = _whole(batch_size)
+    size = whole_number(
+        batch_size,
+        "batch_size",
+        most=MAX_SIZE,
+        remedy="give the examples per optimizer step over all devices",
+    )
     if unit is not None and unit not in UNITS:
         raise InvalidInputError(f"unit {unit!r}", "not a unit", nearest(str(unit), UNITS))
     if unit is not None and (unit == "tokens") != (recipe.unit == "tokens"):
@@ -68,20 +73,6 @@ def noise_scale_of(
         return value
     length = _sequence_length(recipe, f"a noise scale in {noise_scale.unit}", where)
     return value * length if recipe.unit == "tokens" else value / length
-
-
-def _whole(batch_size: Any) -> int:
-    try:
-        size = None if isinstance(batch_size, bool) else operator.index(batch_size)
-    except TypeError:
-        size = None
-    if size is None or not 1 <= size <= MAX_SIZE:
-        raise InvalidInputError(
-            f"batch_size {batch_size!r}",
-            f"a whole number from 1 to {MAX_SIZE} is required",
-            "give the examples per optimizer step over all devices",
-        )
-    return size
 
 
 def _converted(recipe: Recipe, size: int, unit: str, where: str) -> int:

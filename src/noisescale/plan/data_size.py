@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from noisescale.errors import InvalidInputError
 from noisescale.plan.alternatives import differing
 from noisescale.plan.contradictions import LARGEST
+from noisescale.plan.whole_numbers import whole_number
 from noisescale.records import Alternative, Change, DataConversion, Recipe
 from noisescale.theory.scaling.data_size import (
     DATA_RULES,
@@ -57,7 +57,12 @@ def data_stage(
                 f"data rule {rule!r}", "the new data-set size is required", "give new_dataset_size"
             )
         return None
-    size = _whole(new_dataset_size)
+    size = whole_number(
+        new_dataset_size,
+        "new_dataset_size",
+        most=LARGEST,
+        remedy="give the training examples of the new run",
+    )
     if recipe.dataset_size is None:
         raise InvalidInputError(
             f"{where}: dataset_size",
@@ -205,17 +210,3 @@ def _ratio(stage: DataStage) -> float:
     assert old is not None
     assert new is not None
     return new / old
-
-
-def _whole(size: Any) -> int:
-    try:
-        count = None if isinstance(size, bool) else operator.index(size)
-    except TypeError:
-        count = None
-    if count is None or not 1 <= count <= LARGEST:
-        raise InvalidInputError(
-            f"new_dataset_size {size!r}",
-            f"a whole number from 1 to {LARGEST} is required",
-            "give the training examples of the new run",
-        )
-    return count

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 from noisescale.errors import InvalidInputError, nearest
 from noisescale.records import Change, Recipe
@@ -58,7 +60,8 @@ class DataRule:
         Args:
             kind: :attr:`~noisescale.records.Recipe.optimizer_kind`.
         """
-        return replace(self, **dict(self.spoken.get(kind, {})))  # type: ignore[arg-type]
+        words: dict[str, Any] = dict(self.spoken.get(kind, {}))
+        return replace(self, **words)
 
     def rate(self, recipe: Recipe, new_size: int) -> float:
         """Return the rate for training data of another size.
@@ -190,7 +193,7 @@ def for_data(recipe: Recipe, new_size: int, rule: DataRule) -> tuple[Change, ...
     >>> [(row.name, row.new) for row in for_data(old, 200, LONG_RUN)][1:]
     [('lr', 0.05), ('weight_decay', 0.01), ('total_steps', 100)]
     """
-    ratio = new_size / _size(recipe)
+    ratio = Fraction(new_size, _size(recipe))  # counts of steps are scaled without rounding errors
     new = recipe.with_changes(dataset_size=new_size, lr=rule.rate(recipe, new_size))
     return (
         _given(recipe, new_size),
@@ -269,7 +272,7 @@ def _averages(recipe: Recipe) -> tuple[Change, ...]:
     )  # fmt: skip
 
 
-def _warmup(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
+def _warmup(recipe: Recipe, ratio: Fraction) -> tuple[Change, ...]:
     """Keep the warm-up, but for training that becomes so short that it would fill it."""
     found = []
     for count in ("steps", "examples"):
@@ -293,7 +296,7 @@ def _total(recipe: Recipe, count: str) -> float | None:
     return examples if examples is not None or steps is None else steps * recipe.batch_size
 
 
-def _length(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
+def _length(recipe: Recipe, ratio: Fraction) -> tuple[Change, ...]:
     passes = epochs(recipe)
     told = "" if passes is None else f", {shown(passes)}"
     return tuple(
@@ -303,7 +306,7 @@ def _length(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
     )
 
 
-def _schedule(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
+def _schedule(recipe: Recipe, ratio: Fraction) -> tuple[Change, ...]:
     table = recounted(recipe.schedule, lambda steps: max(round(steps * ratio), min(1, steps)))
     if recipe.schedule is None or table is None:
         return ()
@@ -321,7 +324,7 @@ def _schedule(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
     )  # fmt: skip
 
 
-def _room(recipe: Recipe, ratio: float) -> int | None:
+def _room(recipe: Recipe, ratio: Fraction) -> int | None:
     """Return the steps after the warm-up of the new length, for a fall that fitted before."""
     total, fall = _total(recipe, "steps"), (recipe.schedule or {}).get("decay_steps")
     if total is None or fall is None:
@@ -336,7 +339,7 @@ def _room(recipe: Recipe, ratio: float) -> int | None:
     return max(1, round(total * ratio)) - round(after)
 
 
-def _cadence(recipe: Recipe, ratio: float) -> tuple[Change, ...]:
+def _cadence(recipe: Recipe, ratio: Fraction) -> tuple[Change, ...]:
     if recipe.evaluate_every is None:
         return ()
     new = max(1, round(recipe.evaluate_every * ratio))
