@@ -5,13 +5,15 @@
 Bounds, on 2 cores: help, convert, schedule and split in at most 0.35 s (median) importing neither
 torch nor scipy; the advice in at most 60 s with less than 2 GB at its peak (the largest process).
 Beside them stands the start of a bare interpreter in the same run, in turn with them: what the
-machine itself takes.
+machine itself takes. Bytecode is kept, as an installed package has it, in a folder of this run's
+own: a shell that sets PYTHONDONTWRITEBYTECODE would have every start compile the sources again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -44,8 +46,8 @@ LIGHT = {
 
 def seconds_of(command: list[str], folder: str | None = None) -> float:
     """Wall seconds of one whole process."""
-    began = time.perf_counter()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    began = time.perf_counter()
     subprocess.run(command, check=True, cwd=folder, **quiet)
     return time.perf_counter() - began
 
@@ -63,23 +65,37 @@ def light(program: list[str], runs: int) -> dict[str, list[float]]:
     return dict(zip(LIGHT, map(list, zip(*rounds, strict=True)), strict=True))
 
 
+def keep_bytecode(folder: str) -> None:
+    """Have the processes to come write and read their bytecode there."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = folder
+
+
 def verdict(met: bool) -> str:
     """Spell whether a bound is met."""
     return "met" if met else "MISSED"
 
 
 def main() -> None:
-    """Measure, print, write JSON."""
+    """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/command_line.json"))
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as bytecode:
+        keep_bytecode(bytecode)
+        measure(arguments.runs, arguments.out)
+
+
+def measure(runs: int, out: Path) -> None:
+    """Run everything in turn, print it, write JSON."""
     program = [sys.executable, "-m", "noisescale"]
     bare = [sys.executable, "-c", "pass"]
     seconds_of([*program, "--help"])
-    pairs = [(seconds_of([*program, "--help"]), seconds_of(bare)) for _ in range(arguments.runs)]
+    seconds_of(bare)
+    pairs = [(seconds_of([*program, "--help"]), seconds_of(bare)) for _ in range(runs)]
     helps = [first for first, _ in pairs]
-    others = light(program, arguments.runs)
+    others = light(program, runs)
     code = (
         "import sys, noisescale.cli as c\n"
         "try: c.main(['--help'])\n"
@@ -107,7 +123,7 @@ def main() -> None:
         f"advise digits: {advice:.1f} s: {verdict(advice <= ADVICE_SECONDS)};"
         f" peak {peak / 1e9:.2f} GB: {verdict(peak < PEAK_BYTES)}"
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     found = {
         "help_seconds": helps,
         "bare_seconds": plain,
@@ -115,7 +131,7 @@ def main() -> None:
         "advice_seconds": advice,
         "peak": peak,
     }
-    arguments.out.write_text(json.dumps(found, indent=1))
+    out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

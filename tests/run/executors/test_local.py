@@ -211,7 +211,10 @@ def test_no_worker_outlives_its_parent(sent: signal.Signals) -> None:
         while len(theirs := children(driver.pid)) < 4 and time.monotonic() < until:
             time.sleep(0.02)  # two workers, each with the process that its trial started
         driver.send_signal(sent)
-        _, errors = driver.communicate(timeout=30)
+        try:
+            _, errors = driver.communicate(timeout=30)
+        finally:
+            driver.kill()  # or leaving the block would wait for it
     assert driver.returncode in (-sent, 1, 130)
     assert len(theirs) == 4
     assert gone(theirs)

@@ -250,7 +250,10 @@ def test_no_process_outlives_its_parent(sent: signal.Signals) -> None:
         assert all(map(runs, children))
         time.sleep(0.3)
         parent.send_signal(sent)
-        parent.wait(timeout=20)
+        try:
+            parent.wait(timeout=20)
+        finally:
+            parent.kill()  # or leaving the block would wait for it
     assert gone(children)
 
 
