@@ -20,7 +20,7 @@ from noisescale.run.trials.stacked.shelf import Shelf
 from noisescale.run.trials.stacked.stack import Stack
 from noisescale.run.trials.units import RunningTrial
 from noisescale.workload import Workload
-from run.trials.small import MODELS, plans, small_workload, smoothed
+from run.trials.small import MODELS, cross_entropy, plans, small_workload, smoothed
 
 STEPS = 50
 TOLERANCE = 1e-9
@@ -149,6 +149,29 @@ def test_any_mean_loss(model: str) -> None:
             )  # type: ignore[attr-defined]
         stack = trained(stack_of(workload, route, chosen))
         assert worst_difference(workload, stack, STEPS) < TOLERANCE
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, smoothed])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_batches_in_pieces(optimizer: str, loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisescale.run.trials.stacked.chain.PIECE_BYTES", 1.0)
+    monkeypatch.setattr("noisescale.run.trials.stacked.chain.FEWEST_EXAMPLES", 5)
+    workload = small_workload(MODELS["convolutions"], loss=loss)
+    chosen = plans(one_order=True, **OPTIMIZERS[optimizer])
+    route = routes(workload, chosen[0])["channels"]
+    stack = stack_of(workload, route, chosen)
+    leaves = [torch.zeros(1, 17, 2), torch.zeros(1, 17)]
+    pieces = list(stack._network._pieces(stack.weights[0], leaves))  # type: ignore[union-attr]
+    assert [[leaf.shape[1] for leaf in piece] for piece in pieces] == [[6, 6], [6, 6], [5, 5]]
+    assert worst_difference(workload, trained(stack), STEPS) < TOLERANCE
+
+
+def test_a_batch_that_fits_is_one_piece() -> None:
+    workload = small_workload(MODELS["convolutions"])
+    chosen = plans(one_order=True)
+    stack = stack_of(workload, routes(workload, chosen[0])["channels"], chosen)
+    leaves = [torch.zeros(1, 70, 2)]
+    assert list(stack._network._pieces(stack.weights[0], leaves)) == [leaves]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])

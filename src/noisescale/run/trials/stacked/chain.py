@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,15 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 POOLS: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
+
+
+PIECE_BYTES = 10e6
+"""A batch is cut into pieces so that the outputs of all layers and trials take about so much, and
+stay in cache until the backward pass. (measured on digits-cnn at batch 512, two threads: 5 to 20
+MB alike, 1.3 times as fast as whole batches of 6 trials)"""
+
+FEWEST_EXAMPLES = 32
+"""In one piece, about. (measured: 16 are slower)"""
 
 
 def is_known(layer: nn.Module) -> bool:
@@ -56,18 +65,38 @@ class ChainNetwork:
     def __init__(self, anatomy: Anatomy, head: Head) -> None:
         self._pairs = list(zip(anatomy.layers, anatomy.places, strict=True))
         self.head, self.input = head, anatomy.input
+        self._numbers = anatomy.numbers
 
     def step(self, update: Update, leaves: Sequence[Tensor], groups: Groups) -> None:
         """Hand the gradients of all trials, one group, to their update."""
         weights = [part.detach().requires_grad_() for part in update.weights.parts]
-        with torch.enable_grad():
-            outputs = self._forward(weights, leaves[self.input][0])
-        slope = self.head.slope(outputs.detach(), leaves, groups)
-        if update.scale is not None:
-            slope = slope.mul_(columns(update.scale, slope))
-        gradients = torch.autograd.grad(outputs, weights, slope)
+        examples = leaves[self.input].shape[1]
+        gradients: list[Tensor] = []
+        for piece in self._pieces(weights[0], leaves):
+            with torch.enable_grad():
+                outputs = self._forward(weights, piece[self.input][0])
+            slope = self.head.slope(outputs.detach(), piece, groups)
+            if update.scale is not None:
+                slope = slope.mul_(columns(update.scale, slope))
+            if outputs.shape[2] < examples:
+                slope = slope.mul_(outputs.shape[2] / examples)
+            own = list(torch.autograd.grad(outputs, weights, slope))
+            if gradients:
+                torch._foreach_add_(gradients, own)
+            else:
+                gradients = own
         for j, gradient in enumerate(gradients):
             update.value(j, gradient)
+
+    def _pieces(self, weight: Tensor, leaves: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
+        """Cut a batch, shape (1, examples, ...), into pieces as equal as they can be."""
+        examples = leaves[self.input].shape[1]
+        size = len(weight) * self._numbers * weight.element_size()  # of one example
+        wanted = round(examples * size / PIECE_BYTES)
+        count = min(wanted, examples // FEWEST_EXAMPLES)
+        if count < 2 or weight.device.type != "cpu":
+            return [leaves]
+        return zip(*(leaf.tensor_split(count, dim=1) for leaf in leaves), strict=True)
 
     def outputs(self, weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """Return outputs on one batch that all trials share, shape (trials, classes, examples)."""

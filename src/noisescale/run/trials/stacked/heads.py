@@ -6,7 +6,7 @@ same batch, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,14 @@ from noisescale.run.trials.stacked.groups import Groups
 EXACT = 1e-6
 """Relative difference that rounding explains when a loss is recognised in float64. (assumed:
 a loss that goes through float32 inside shows up to 1e-7)"""
+
+MOST_ROUNDS = 16
+"""Batches of made-up labels on which cross-entropy is recognised, so that every class occurs.
+(assumed)"""
+
+RANDOM_ROUNDS = 4
+"""Batches of random labels beside them. (assumed: that weights of classes have equal sums in the
+halves of each is unlikely)"""
 
 _SPREAD = 3.0
 """Standard deviation of the outputs drawn to recognise a loss. (assumed)"""
@@ -130,17 +138,18 @@ def find_head(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor]) -> Head | 
     Args:
         anatomy: of the model.
         loss: ``loss(model, batch)``.
-        leaves: tensors of a batch, shape (examples, ...).
+        leaves: tensors of a batch, shape (examples, ...); more examples than a few show more of
+            what a loss makes of rare ones.
     """
     if anatomy.output.dim() != 2 or not anatomy.output.is_floating_point():
         return None
     generator = torch.Generator().manual_seed(0)
-    shape = (2, *anatomy.output.shape)
+    shape = (2, len(leaves[anatomy.input]), *anatomy.output.shape[1:])
     drawn = _SPREAD * torch.randn(shape, generator=generator, dtype=torch.float64)
     try:
-        for labels, leaf in enumerate(leaves):
-            if _is_cross_entropy(anatomy, loss, leaves, leaf, drawn):
-                return CrossEntropy(labels)
+        for place in range(len(leaves)):
+            if _is_cross_entropy(anatomy, loss, leaves, place, drawn):
+                return CrossEntropy(place)
         head = Mean(anatomy, loss)
         return head if _is_mean(anatomy, head, loss, leaves, drawn) else None
     except Exception:  # noqa: BLE001  what fails on a stand-in is not taken apart
@@ -155,32 +164,76 @@ def _slope(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], output: Tenso
 
 
 def _is_cross_entropy(
-    anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], labels: Tensor, drawn: Tensor
+    anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], place: int, drawn: Tensor
 ) -> bool:
-    if labels.dtype != torch.int64 or labels.shape != (drawn.shape[1],):
-        return False
-    if int(labels.min()) < 0 or int(labels.max()) >= drawn.shape[2]:
-        return False
+    return _may_be_labels(leaves[place], drawn) and all(
+        _equals_cross_entropy(anatomy, loss, other, other[place], output)
+        for other in _other_labels(leaves, place, drawn)
+        for output in drawn
+    )
 
+
+def _may_be_labels(leaf: Tensor, drawn: Tensor) -> bool:
+    _, examples, classes = drawn.shape
+    known = leaf.dtype == torch.int64 and leaf.shape == (examples,)
+    return known and int(leaf.min()) >= 0 and int(leaf.max()) < classes
+
+
+def _other_labels(
+    leaves: Sequence[Tensor], place: int, drawn: Tensor
+) -> Iterator[Sequence[Tensor]]:
+    """Yield the batch as it is, and with made-up labels: every class, and some at random.
+
+    A weight of a class, or one that is left out, shows only where it occurs.
+    """
+    yield leaves
+    _, examples, classes = drawn.shape
+    rounds = min(MOST_ROUNDS, -(-classes // examples))
+    every = torch.arange(rounds * examples) * classes // (rounds * examples)
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(classes, (RANDOM_ROUNDS * examples,), generator=generator)
+    for labels in torch.cat([every, some]).chunk(rounds + RANDOM_ROUNDS):
+        yield [labels.to(x.device) if i == place else x for i, x in enumerate(leaves)]
+
+
+def _equals_cross_entropy(
+    anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], labels: Tensor, output: Tensor
+) -> bool:
     def plain(model: Any, _: Any) -> Tensor:
         return F.cross_entropy(model(), labels)
 
-    for output in drawn:
-        ours, theirs = plain(StandIn(output), None), loss(StandIn(output), anatomy.batch(leaves))
-        if not close(ours, theirs.detach(), EXACT):
-            return False
-        ours, theirs = (_slope(anatomy, each, leaves, output) for each in (plain, loss))
-        if not close(ours, theirs, EXACT):
-            return False
-    return True
+    ours, theirs = plain(StandIn(output), None), loss(StandIn(output), anatomy.batch(leaves))
+    if not close(ours, theirs.detach(), EXACT):
+        return False
+    ours, theirs = (_slope(anatomy, each, leaves, output) for each in (plain, loss))
+    return close(ours, theirs, EXACT)
 
 
 def _is_mean(
     anatomy: Anatomy, head: Mean, loss: Loss, leaves: Sequence[Tensor], drawn: Tensor
 ) -> bool:
-    single = torch.stack([_slope(anatomy, loss, leaves, output) for output in drawn])
-    grouped = [leaf.unsqueeze(0) for leaf in leaves]
-    joint = head.slope(drawn.transpose(1, 2), grouped, Groups([0, 0])).transpose(1, 2)
+    places = [place for place, leaf in enumerate(leaves) if _may_be_labels(leaf, drawn)]
+    batches = [each for place in places for each in _other_labels(leaves, place, drawn)]
+    return all(_halves_are(anatomy, head, loss, own, drawn) for own in batches or [leaves])
+
+
+def _halves_are(
+    anatomy: Anatomy, head: Mean, loss: Loss, leaves: Sequence[Tensor], drawn: Tensor
+) -> bool:
+    """Whether the gradients of two halves follow from those of the whole.
+
+    Of different examples: weights that are divided by their sum cancel where they are the same.
+    """
+    half = drawn.shape[1] // 2
+    if not half:
+        return False
+    parts = [[leaf[i * half : (i + 1) * half] for leaf in leaves] for i in range(2)]
+    outputs = drawn[:, :half]
+    single = torch.stack(
+        [_slope(anatomy, loss, own, output) for own, output in zip(parts, outputs, strict=True)]
+    )
+    grouped = [torch.stack(same) for same in zip(*parts, strict=True)]
+    joint = head.slope(outputs.transpose(1, 2), grouped, Groups([0, 1])).transpose(1, 2)
     return close(joint, single, EXACT)
 
 

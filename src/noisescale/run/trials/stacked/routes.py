@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from noisescale.measure.batches import slices
 from noisescale.records import Recipe
@@ -40,6 +40,9 @@ TOLERANCE_ELSEWHERE = 3e-2
 
 _FEW = 5
 """Examples of the batch on which a route is checked."""
+
+_LOSS_SEEN_ON = 64
+"""Examples on which a loss is recognised, at most."""
 
 _EVALUATED = 16
 """Examples on which its evaluation is checked."""
@@ -97,7 +100,7 @@ def sound_routes(workload: Workload, plan: TrialPlan) -> Iterator[Route]:
     feed = Feed(workload, device)
     evaluator = _FewExamples(workload, device, quantities(plan))
     some = next(feed.order(min(_FEW, workload.train_size), plan.order_seed))
-    for candidate in _candidates(workload, model, feed.batch(some)):
+    for candidate in _candidates(workload, model, feed, some):
         if _is_sound(candidate, workload, feed, evaluator, some):
             yield candidate
 
@@ -115,17 +118,19 @@ def named_route(workload: Workload, plan: TrialPlan, name: str) -> Route:
         model = fresh_model(workload)
     feed = Feed(workload, next(model.parameters()).device)
     some = next(feed.order(min(_FEW, workload.train_size), plan.order_seed))
-    candidates = _candidates(workload, model, feed.batch(some))
+    candidates = _candidates(workload, model, feed, some)
     return next(candidate for candidate in candidates if candidate.name == name)
 
 
-def _candidates(workload: Workload, model: nn.Module, batch: Any) -> Iterator[Route]:
+def _candidates(workload: Workload, model: nn.Module, feed: Feed, some: Tensor) -> Iterator[Route]:
     if not is_stackable(model) or draws(workload, model):
         return
+    batch = feed.batch(some)
     anatomy = take_apart(model, workload.loss, batch)
     leaves, spec = tree_flatten(batch)
     if anatomy is not None:
-        yield from _chains(workload, model, anatomy, leaves)
+        more = next(feed.order(min(_LOSS_SEEN_ON, workload.train_size), 0))
+        yield from _chains(workload, model, anatomy, tree_leaves(feed.batch(more)))
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         return
 
