@@ -27,8 +27,9 @@ EXAMPLES = 1000
 """Training examples behind each look. (assumed)"""
 
 TOKENS = 8192
-"""Tokens behind each look, where an example is a sequence: a look at 1,000 sequences of 64 took
-1.5 minutes and 3.4 GB for a GPT of 112,000 parameters. (assumed)"""
+"""Tokens behind each look, where an example is a sequence. (measured for a GPT of 112,000
+parameters, 10 to 22 products a look: 128 sequences of 64 tokens take 0.3 s a product and 0.5 GB,
+1,000 take 3.2 s and 3.2 GB, and the eigenvalue is 5 % off)"""
 
 
 class CurvatureAlong:
