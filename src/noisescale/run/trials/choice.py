@@ -86,11 +86,22 @@ def choose(
     if len(plans) < NARROWEST and not forced:
         return Choice(route=None, width=1)
     try:
-        width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
-    except Exception:
-        if forced:
-            raise
-        return Choice(route=None, width=1)  # what it could do with a few trials was not enough
+        return _measured(workload, plans, route, feed, evaluator, widest, forced=forced)
+    except Exception:  # noqa: BLE001  what fails with some trials fails, or not, in training
+        return Choice(route=route if forced else None, width=min(widest, NARROWEST))
+
+
+def _measured(
+    workload: Workload,
+    plans: Sequence[TrialPlan],
+    route: Route,
+    feed: Feed,
+    evaluator: TrialEvaluator,
+    widest: int,
+    *,
+    forced: bool,
+) -> Choice:
+    width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
     sorts, stacked = _sorting(workload, plans, route, feed, evaluator, width, stacked)
     if forced:
         return Choice(route=route, width=width, sorts=sorts, stacked_seconds=stacked)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from noisescale.run.builtins.quadratic import quadratic
 from noisescale.run.trials.stacked.appraisal import wrong
@@ -88,50 +86,6 @@ def test_a_loss_that_is_no_mean_is_not_taken_apart() -> None:
         return cross_entropy(model, batch).sqrt()
 
     assert names(small_workload(loss=rooted)) == ["vmap"]
-
-
-def weighted_classes(model: Any, batch: Any) -> Tensor:
-    weight = torch.tensor([1.0, 5.0, 0.2, 2.0], dtype=torch.float64)
-    return F.cross_entropy(model(batch[0]), batch[1], weight=weight)
-
-
-def weighted_in_turn(model: Any, batch: Any) -> Tensor:
-    weight = torch.tensor([1.0, 2.0, 1.0, 2.0], dtype=torch.float64)
-    return F.cross_entropy(model(batch[0]), batch[1], weight=weight)
-
-
-def without_class_0(model: Any, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1], ignore_index=0)
-
-
-@pytest.mark.parametrize("loss", [weighted_classes, weighted_in_turn, without_class_0])
-def test_a_mean_over_some_of_the_examples_is_not_taken_apart(loss: Any) -> None:
-    """Its denominator is each trial's own: trials with other batches would share one."""
-    workload = small_workload(loss=loss)
-    assert names(workload) == ["vmap"]
-
-
-def test_a_class_that_the_loss_leaves_out_is_found_where_it_is_rare() -> None:
-    workload = small_workload(loss=without_class_0)
-    (x, y), order = workload.train, torch.arange(140)
-    rare = dataclasses.replace(workload, train=(x, torch.where(order == 139, y, 1 + y % 3)))
-    assert names(rare) == ["vmap"]
-
-
-def test_weights_of_the_examples_are_no_mean() -> None:
-    def weighted(model: Any, batch: Any) -> Tensor:
-        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-        return (losses * batch[2]).sum() / batch[2].sum()
-
-    def error(model: Any, batch: Any) -> dict[str, Tensor]:
-        return {"error": (model(batch[0]).argmax(1) != batch[1]).float()}
-
-    workload = small_workload(loss=weighted, metrics=error)
-    train, evaluate = (
-        (x, y, torch.linspace(0.5, 2.0, len(x), dtype=torch.float64))
-        for x, y in (workload.train, workload.evaluate)
-    )
-    assert names(dataclasses.replace(workload, train=train, evaluate=evaluate)) == ["vmap"]
 
 
 def test_more_classes_than_examples_are_recognised() -> None:

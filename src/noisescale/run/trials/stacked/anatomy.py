@@ -14,20 +14,23 @@ Loss = Callable[[Any, Any], Any]
 
 
 class StandIn:
-    """Takes a model's place and answers every call with the same output.
+    """Takes a model's place and answers with its output for one input.
 
-    It has no other attribute: a loss that wants more of its model fails on it, and is not taken
-    apart.
+    It knows no other input and has no other attribute: a loss that wants more of its model fails
+    on it, and is not taken apart.
 
     Args:
         output: the answer.
+        to: the input that it is the answer to.
     """
 
-    def __init__(self, output: Any) -> None:
-        self._output = output
+    def __init__(self, output: Any, *, to: Any) -> None:
+        self._output, self._input = output, to
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the output."""
+        if named or len(inputs) != 1 or inputs[0] is not self._input:
+            raise ValueError("the model is called with another input than the loss gives it")
         return self._output
 
 

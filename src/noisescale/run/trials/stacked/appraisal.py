@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from noisescale.run.trials.quantities import TrialEvaluator, answers_kept
 from noisescale.run.trials.stacked.anatomy import Anatomy, StandIn
 from noisescale.run.trials.stacked.general import GeneralNetwork
-from noisescale.run.trials.stacked.heads import Head
+from noisescale.run.trials.stacked.heads import CrossEntropy, Head
 from noisescale.run.trials.stacked.pieces import Cut, cut, cut_sorted, joined
 from noisescale.workload import Workload
 
@@ -63,7 +63,6 @@ class Appraiser:
     ) -> None:
         self._workload, self._evaluator = workload, evaluator
         self._anatomy, self._network = anatomy, network
-        self._labels: dict[str, int | None] = {}
         self._picked = torch.empty(0)
         self.place: Tensor | None = None
 
@@ -95,7 +94,9 @@ class Appraiser:
         kept: dict[str, list[Cut]] = self._evaluator.prepared
         if split not in kept:
             way = cut if self._network.multiplies is None else cut_sorted
-            whole = joined([batch for _, batch in batches])
+            whole = [batch for _, batch in batches]
+            if isinstance(self._network.head, CrossEntropy):  # another may divide by the batch's
+                whole = joined(whole)
             kept[split] = [way(batch, place, together) for batch in whole]
         return kept[split]
 
@@ -116,13 +117,18 @@ class Appraiser:
         batch, leaves = part.batch, part.leaves
         if metric == "loss":
             return outputs.shape[2] * self._network.head.losses(outputs, leaves).double()
-        if metric not in self._labels:
-            self._labels[metric] = _labels_of_error(self._metrics, metric, outputs[0].T, batch)
-        place = self._labels[metric]
-        if place is not None:
-            return wrong(outputs, leaves[place])
+        place = self._anatomy.input
+        if metric not in part.labels:
+            # Of every batch: what holds for one need not for the next.
+            part.labels[metric] = _labels_of_error(
+                self._metrics, metric, outputs[0].T, batch, leaves[place]
+            )
+        labels = part.labels[metric]
+        if labels is not None:
+            return wrong(outputs, leaves[labels])
+        stand_ins = [StandIn(one.T, to=leaves[place]) for one in outputs]
         return torch.stack(
-            [self._metrics(StandIn(one.T), batch)[metric].double().sum() for one in outputs]
+            [self._metrics(each, batch)[metric].double().sum() for each in stand_ins]
         )
 
     @property
@@ -186,16 +192,20 @@ def wrong(outputs: Tensor, labels: Tensor) -> Tensor:
     return (own < top).sum((1, 2))
 
 
-def _labels_of_error(metrics: Metrics, name: str, output: Tensor, batch: Any) -> int | None:
+def _labels_of_error(
+    metrics: Metrics, name: str, output: Tensor, batch: Any, inputs: Tensor
+) -> int | None:
     """Return which tensor of the batch holds the classes if a metric is the error, else None."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, *output.shape, generator=generator).to(output)
     try:
-        theirs = [metrics(StandIn(one), batch)[name].double() for one in drawn]
+        theirs = [metrics(StandIn(one, to=inputs), batch)[name].double() for one in drawn]
     except Exception:  # noqa: BLE001  then it is asked trial by trial, which says why
         return None
     for place, leaf in enumerate(tree_leaves(batch)):
         if not isinstance(leaf, Tensor) or leaf.dtype != torch.int64 or leaf.dim() != 1:
+            continue
+        if int(leaf.min()) < 0 or int(leaf.max()) >= output.shape[1]:
             continue
         ours = [(one.argmax(1) != leaf).double() for one in drawn]
         if all(

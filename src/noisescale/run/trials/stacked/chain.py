@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from noisescale.run.trials.stacked.anatomy import Anatomy
 from noisescale.run.trials.stacked.groups import Groups
-from noisescale.run.trials.stacked.heads import Head
+from noisescale.run.trials.stacked.heads import CrossEntropy, Head
 from noisescale.run.trials.stacked.shelf import columns
 from noisescale.run.trials.stacked.updates import Update
 
@@ -94,7 +94,9 @@ class ChainNetwork:
         size = len(weight) * self._numbers * weight.element_size()  # of one example
         wanted = round(examples * size / PIECE_BYTES)
         count = min(wanted, examples // FEWEST_EXAMPLES)
-        if count < 2 or weight.device.type != "cpu":
+        # Another loss may divide by something of the whole batch.
+        known = isinstance(self.head, CrossEntropy) and weight.device.type == "cpu"
+        if count < 2 or not known:
             return [leaves]
         return zip(*(leaf.tensor_split(count, dim=1) for leaf in leaves), strict=True)
 

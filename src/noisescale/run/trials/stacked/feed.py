@@ -31,7 +31,7 @@ class Feed:
         self._parts: list[Tensor] | None = None
         if all(isinstance(part, Tensor | np.ndarray) for part in parts):
             # collate is for datasets that are not tensors: take() leaves it aside here as well
-            self._parts = [torch.as_tensor(part).to(device) for part in parts]
+            self._parts = [_tensor(part).to(device) for part in parts]
 
     def columns(self, place: int) -> Columns | None:
         """Return how often the columns of an input are used, if that leaves much out.
@@ -68,3 +68,9 @@ class Feed:
         """Return the endless index batches of a seed."""
         generator = torch.Generator().manual_seed(seed)
         return EpochBatches(self._workload.train_size, batch_size, generator)
+
+
+def _tensor(part: Tensor | np.ndarray) -> Tensor:
+    if isinstance(part, np.ndarray) and min(part.strides, default=0) < 0:
+        part = np.ascontiguousarray(part)  # torch knows no steps backwards
+    return torch.as_tensor(part)

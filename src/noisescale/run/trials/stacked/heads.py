@@ -6,12 +6,13 @@ same batch, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from noisescale.run.trials.stacked.anatomy import Anatomy, Loss, StandIn
 from noisescale.run.trials.stacked.groups import Groups
@@ -24,12 +25,9 @@ MOST_ROUNDS = 16
 """Batches of made-up labels on which cross-entropy is recognised, so that every class occurs.
 (assumed)"""
 
-RANDOM_ROUNDS = 4
-"""Batches of random labels beside them. (assumed: that weights of classes have equal sums in the
-halves of each is unlikely)"""
-
-_SPREAD = 3.0
-"""Standard deviation of the outputs drawn to recognise a loss. (assumed)"""
+_SPREADS = (3.0, 0.1, 30.0, 1e3)
+"""Standard deviations of the outputs drawn to recognise a loss: trials that diverge have large
+ones. (assumed)"""
 
 
 class Head(Protocol):
@@ -93,7 +91,10 @@ class CrossEntropy:
 
 
 class Mean:
-    """Any loss that is a mean over examples: one call of it for all trials' examples together.
+    """Any loss that is a mean over examples: one call of it for all trials of a batch together.
+
+    What it divides by may be the batch's own, as with weights of classes: trials with other
+    batches are not put into one call.
 
     Args:
         anatomy: of the model.
@@ -108,28 +109,38 @@ class Mean:
 
     def slope(self, outputs: Tensor, leaves: Sequence[Tensor], groups: Groups) -> Tensor:
         """See :meth:`Head.slope`."""
+        others = self._others(leaves)
+        parts = [
+            self._slope(outputs[rows], [leaf[group] for leaf in others])
+            for group, rows in enumerate(groups.rows)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _slope(self, outputs: Tensor, others: Sequence[Tensor]) -> Tensor:
         trials, classes, examples = outputs.shape
         flat = outputs.detach().transpose(1, 2).reshape(trials * examples, classes)
         flat.requires_grad_()
-        every = [leaf.index_select(0, groups.owner).flatten(0, 1) for leaf in self._others(leaves)]
+        every = [leaf.repeat(trials, *[1] * (leaf.dim() - 1)) for leaf in others]
         with torch.enable_grad():
-            loss = self._loss(StandIn(flat), self._batch(every, len(flat)))
+            loss = self._called(flat, every)
             (slope,) = torch.autograd.grad(loss, flat)
         return slope.mul_(trials).view(trials, examples, classes).transpose(1, 2)
 
     def losses(self, outputs: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """See :meth:`Head.losses`: one call for each trial."""
-        batch = self._batch(self._others(leaves), outputs.shape[2])
-        return torch.stack([self._loss(StandIn(one.T), batch).reshape(()) for one in outputs])
+        others = self._others(leaves)
+        return torch.stack([self._called(one.T, others).reshape(()) for one in outputs])
 
     def _others(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         return [leaf for place, leaf in enumerate(leaves) if place != self._anatomy.input]
 
-    def _batch(self, others: Sequence[Tensor], examples: int) -> Any:
-        """Put a batch together whose inputs only have their length."""
+    def _called(self, output: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the loss of outputs; the batch's inputs only have their length."""
+        inputs = torch.empty(1).expand(len(output))
         leaves = list(others)
-        leaves.insert(self._anatomy.input, torch.empty(1).expand(examples))
-        return self._anatomy.batch(leaves)
+        leaves.insert(self._anatomy.input, inputs)
+        value: Tensor = self._loss(StandIn(output, to=inputs), self._anatomy.batch(leaves))
+        return value
 
 
 def find_head(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor]) -> Head | None:
@@ -144,12 +155,15 @@ def find_head(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor]) -> Head | 
     if anatomy.output.dim() != 2 or not anatomy.output.is_floating_point():
         return None
     generator = torch.Generator().manual_seed(0)
-    shape = (2, len(leaves[anatomy.input]), *anatomy.output.shape[1:])
-    drawn = _SPREAD * torch.randn(shape, generator=generator, dtype=torch.float64)
+    shape = (len(_SPREADS), len(leaves[anatomy.input]), *anatomy.output.shape[1:])
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    drawn *= torch.tensor(_SPREADS, dtype=torch.float64)[:, None, None]
     try:
-        for place in range(len(leaves)):
-            if _is_cross_entropy(anatomy, loss, leaves, place, drawn):
-                return CrossEntropy(place)
+        # Another tensor may weigh or leave out examples, if only rare ones.
+        if len(leaves) == 2:
+            labels = 1 - anatomy.input
+            if _is_cross_entropy(anatomy, loss, leaves, labels, drawn):
+                return CrossEntropy(labels)
         head = Mean(anatomy, loss)
         return head if _is_mean(anatomy, head, loss, leaves, drawn) else None
     except Exception:  # noqa: BLE001  what fails on a stand-in is not taken apart
@@ -159,51 +173,36 @@ def find_head(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor]) -> Head | 
 def _slope(anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], output: Tensor) -> Tensor:
     output = output.detach().requires_grad_()
     with torch.enable_grad():
-        value = loss(StandIn(output), anatomy.batch(leaves))
+        value = loss(StandIn(output, to=leaves[anatomy.input]), anatomy.batch(leaves))
         return torch.autograd.grad(value.reshape(()), output)[0]
 
 
 def _is_cross_entropy(
     anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], place: int, drawn: Tensor
 ) -> bool:
-    return _may_be_labels(leaves[place], drawn) and all(
-        _equals_cross_entropy(anatomy, loss, other, other[place], output)
-        for other in _other_labels(leaves, place, drawn)
-        for output in drawn
-    )
-
-
-def _may_be_labels(leaf: Tensor, drawn: Tensor) -> bool:
-    _, examples, classes = drawn.shape
-    known = leaf.dtype == torch.int64 and leaf.shape == (examples,)
-    return known and int(leaf.min()) >= 0 and int(leaf.max()) < classes
-
-
-def _other_labels(
-    leaves: Sequence[Tensor], place: int, drawn: Tensor
-) -> Iterator[Sequence[Tensor]]:
-    """Yield the batch as it is, and with made-up labels: every class, and some at random.
-
-    A weight of a class, or one that is left out, shows only where it occurs.
-    """
-    yield leaves
-    _, examples, classes = drawn.shape
+    labels, (_, examples, classes) = leaves[place], drawn.shape
+    if labels.dtype != torch.int64 or labels.shape != (examples,):
+        return False
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        return False
+    # A weight of a class, or one that is left out, shows only where it occurs.
     rounds = min(MOST_ROUNDS, -(-classes // examples))
-    every = torch.arange(rounds * examples) * classes // (rounds * examples)
-    generator = torch.Generator().manual_seed(0)
-    some = torch.randint(classes, (RANDOM_ROUNDS * examples,), generator=generator)
-    for labels in torch.cat([every, some]).chunk(rounds + RANDOM_ROUNDS):
-        yield [labels.to(x.device) if i == place else x for i, x in enumerate(leaves)]
+    every = torch.arange(rounds * examples, device=labels.device) % classes
+    for own in (labels, *every.chunk(rounds)):
+        other = [own if i == place else leaf for i, leaf in enumerate(leaves)]
+        if not all(_equals_cross_entropy(anatomy, loss, other, own, output) for output in drawn):
+            return False
+    return True
 
 
 def _equals_cross_entropy(
     anatomy: Anatomy, loss: Loss, leaves: Sequence[Tensor], labels: Tensor, output: Tensor
 ) -> bool:
-    def plain(model: Any, _: Any) -> Tensor:
-        return F.cross_entropy(model(), labels)
+    def plain(model: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(model(tree_leaves(batch)[anatomy.input]), labels)
 
-    ours, theirs = plain(StandIn(output), None), loss(StandIn(output), anatomy.batch(leaves))
-    if not close(ours, theirs.detach(), EXACT):
+    stand_in, batch = StandIn(output, to=leaves[anatomy.input]), anatomy.batch(leaves)
+    if not close(plain(stand_in, batch), loss(stand_in, batch).detach(), EXACT):
         return False
     ours, theirs = (_slope(anatomy, each, leaves, output) for each in (plain, loss))
     return close(ours, theirs, EXACT)
@@ -212,29 +211,11 @@ def _equals_cross_entropy(
 def _is_mean(
     anatomy: Anatomy, head: Mean, loss: Loss, leaves: Sequence[Tensor], drawn: Tensor
 ) -> bool:
-    places = [place for place, leaf in enumerate(leaves) if _may_be_labels(leaf, drawn)]
-    batches = [each for place in places for each in _other_labels(leaves, place, drawn)]
-    return all(_halves_are(anatomy, head, loss, own, drawn) for own in batches or [leaves])
-
-
-def _halves_are(
-    anatomy: Anatomy, head: Mean, loss: Loss, leaves: Sequence[Tensor], drawn: Tensor
-) -> bool:
-    """Whether the gradients of two halves follow from those of the whole.
-
-    Of different examples: weights that are divided by their sum cancel where they are the same.
-    """
-    half = drawn.shape[1] // 2
-    if not half:
-        return False
-    parts = [[leaf[i * half : (i + 1) * half] for leaf in leaves] for i in range(2)]
-    outputs = drawn[:, :half]
-    single = torch.stack(
-        [_slope(anatomy, loss, own, output) for own, output in zip(parts, outputs, strict=True)]
-    )
-    grouped = [torch.stack(same) for same in zip(*parts, strict=True)]
-    joint = head.slope(outputs.transpose(1, 2), grouped, Groups([0, 1])).transpose(1, 2)
-    return close(joint, single, EXACT)
+    """Whether the gradients of trials follow from those of all together, far ones beside them."""
+    single = [_slope(anatomy, loss, leaves, output) for output in drawn]
+    grouped = [leaf.unsqueeze(0) for leaf in leaves]
+    joint = head.slope(drawn.transpose(1, 2), grouped, Groups([0] * len(drawn))).transpose(1, 2)
+    return all(close(ours, theirs, EXACT) for ours, theirs in zip(joint, single, strict=True))
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:

@@ -9,7 +9,7 @@ first so many columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,15 @@ class Cut:
         columns: the order of the input's columns, shape (features,); None where it is theirs.
         inputs: what the network takes, piece by piece, in the batch's order; only the first
             columns where they are sorted.
+        labels: by metric, which tensor holds the classes that it compares with; None where it
+            does something else. Filled in by who finds out.
     """
 
     batch: Any
     leaves: Sequence[Any]
     columns: Tensor | None
     inputs: Sequence[Tensor]
+    labels: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

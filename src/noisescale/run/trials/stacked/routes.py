@@ -237,7 +237,7 @@ def _is_sound(
         values = appraiser.values(update.weights.parts)
         return all(
             _same_slopes(workload, model, feed.batch(some), [g[i] for g in update.gradients])
-            and _same_values(evaluator.all_values(model), values[i])
+            and _same_values(evaluator.all_values(model), values[i], own[i][0].dtype)
             for i, model in enumerate(models)
         )
     return False  # a route that raises is not taken
@@ -257,9 +257,8 @@ def _same_slopes(
 
 
 def _same_values(
-    plain: tuple[dict[str, float], float], stacked: tuple[dict[str, float], float]
+    plain: tuple[dict[str, float], float], stacked: tuple[dict[str, float], float], dtype: Any
 ) -> bool:
-    """Whether values agree but for an example or two whose class rounding decides."""
-    names = plain[0]
+    names, share = plain[0], TOLERANCE.get(dtype, TOLERANCE_ELSEWHERE)
     pairs = [(stacked[0][name], names[name]) for name in names] + [(stacked[1], plain[1])]
-    return all(abs(ours - theirs) <= 1e-2 * abs(theirs) + 1e-6 for ours, theirs in pairs)
+    return all(abs(ours - theirs) <= share * abs(theirs) + 1e-6 for ours, theirs in pairs)

@@ -141,6 +141,7 @@ class Stack:
         alike = stack_kind(self.trials[0].plan) == stack_kind(other.trials[0].plan)
         fit = self.route.joins_orders or len(orders) == 1
         fit = fit and (self._columns is None) == (other._columns is None)
+        fit = fit and type(self._update) is type(other._update)
         return alike and fit and self.route is other.route and self.steps == other.steps
 
     def join(self, other: Stack) -> None:
@@ -171,6 +172,9 @@ class Stack:
 
     def _regroup(self) -> None:
         self._groups = Groups([trial.plan.order_seed for trial in self.trials])
+        # An order that nobody follows here stands still: another stack's goes on.
+        live = self._groups.orders
+        self._orders = {seed: self._orders[seed] for seed in live if seed in self._orders}
         for seed in self._groups.orders:
             if seed not in self._orders:
                 self._orders[seed] = self._feed.order(self._batch_size, seed)
