@@ -166,6 +166,35 @@ def test_layers_that_differ_in_evaluation_are_found_out() -> None:
     assert [route.name for route in sound_routes(workload, plan)] == ["vmap"]
 
 
+@pytest.mark.parametrize("between", [True, False])
+def test_outputs_changed_in_place_between_layers_are_found_out(between: bool) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.act = nn.Flatten(), nn.GELU()
+            self.first, self.last = nn.Linear(72, 9), nn.Linear(9, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.act(self.first(self.flat(x)))
+            if between:
+                hidden.clamp_(max=2.5)
+            answer: Tensor = self.last(hidden)
+            return answer if between else answer.clamp_(-9, 9)
+
+    (plan,) = plans(rates=(0.1,), seeds=(0,))
+    workload = small_workload(Changing)
+    assert [route.name for route in sound_routes(workload, plan)] == ["vmap"]
+
+
+def test_layers_that_work_in_place_are_stacked() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(inplace=True), nn.Linear(9, 4))
+
+    (plan,) = plans(rates=(0.1,), seeds=(0,))
+    found = [route.name for route in sound_routes(small_workload(model), plan)]
+    assert found == ["products", "channels", "vmap"]
+
+
 def stack_of(workload: Workload, given: list[TrialPlan]) -> Stack:
     cpu = torch.device("cpu")
     evaluator = TrialEvaluator(workload, cpu, quantities(given[0]))

@@ -39,12 +39,49 @@ class _Watched:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any, int]] = []
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         output = self._model(*inputs, **named)
-        self.calls.append((inputs, named, output))
+        self.calls.append((inputs, named, output, _version(output)))
         return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One call of a layer, and how often its tensors had been changed in place."""
+
+    layer: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any
+    before: int
+    after: int
+
+
+class _Layers:
+    """Notes the calls of the layers that it is hooked to."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self._before = 0
+
+    def begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._before = _version(inputs[0]) if inputs else 0
+
+    def end(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.calls.append(
+            _Call(
+                layer=layer,
+                inputs=inputs,
+                output=output,
+                before=self._before,
+                after=_version(output),
+            )
+        )
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +121,12 @@ def take_apart(model: nn.Module, loss: Loss, batch: Any) -> Anatomy | None:
         batch: some examples.
     """
     watched = _Watched(model)
-    calls: list[tuple[nn.Module, tuple[Any, ...], Any]] = []
+    watch = _Layers()
     with ExitStack() as stack:
         for module in model.modules():
             if next(module.children(), None) is None:
-                handle = module.register_forward_hook(
-                    lambda module, inputs, output: calls.append((module, inputs, output))
-                )
-                stack.callback(handle.remove)
+                stack.callback(module.register_forward_pre_hook(watch.begin).remove)
+                stack.callback(module.register_forward_hook(watch.end).remove)
         try:
             loss(watched, batch)
         except Exception:  # noqa: BLE001 - it wants more of the model than to call it
@@ -99,16 +134,24 @@ def take_apart(model: nn.Module, loss: Loss, batch: Any) -> Anatomy | None:
     leaves, spec = tree_flatten(batch)
     if len(watched.calls) != 1 or not all(isinstance(leaf, Tensor) for leaf in leaves):
         return None
-    inputs, named, output = watched.calls[0]
+    inputs, named, output, version = watched.calls[0]
+    calls = watch.calls
     fed = [place for place, leaf in enumerate(leaves) if inputs and leaf is inputs[0]]
-    if named or len(inputs) != 1 or len(fed) != 1 or not _is_chain(calls, inputs[0], output):
+    if (
+        named
+        or len(inputs) != 1
+        or len(fed) != 1
+        or not _is_chain(calls, inputs[0], output, version)
+    ):
         return None
-    layers = tuple(module for module, _, _ in calls)
+    layers = tuple(call.layer for call in calls)
     places = _places(model, layers)
     if places is None:
         return None
     sizes = [
-        out.numel() // max(1, len(out)) for layer, _, out in calls if type(layer) is not nn.Flatten
+        call.output.numel() // max(1, len(call.output))
+        for call in calls
+        if type(call.layer) is not nn.Flatten
     ]
     return Anatomy(
         layers=layers,
@@ -121,16 +164,15 @@ def take_apart(model: nn.Module, loss: Loss, batch: Any) -> Anatomy | None:
     )
 
 
-def _is_chain(
-    calls: Sequence[tuple[nn.Module, tuple[Any, ...], Any]], start: Tensor, end: Any
-) -> bool:
-    """Whether each layer takes what the one before gave, and nothing else."""
+def _is_chain(calls: Sequence[_Call], start: Tensor, end: Any, version: int) -> bool:
+    """Whether each layer takes what the one before gave, as it gave it, and nothing else."""
     current: Any = start
-    for _, inputs, output in calls:
-        if len(inputs) != 1 or inputs[0] is not current:
+    changed = calls[0].before if calls else 0
+    for call in calls:
+        if len(call.inputs) != 1 or call.inputs[0] is not current or call.before != changed:
             return False
-        current = output
-    return bool(calls) and isinstance(end, Tensor) and current is end
+        current, changed = call.output, call.after
+    return bool(calls) and isinstance(end, Tensor) and current is end and version == changed
 
 
 def _places(
