@@ -11,7 +11,7 @@ import torch
 from noisescale.errors import InvalidInputError
 from noisescale.records.trial import TrialPlan
 from noisescale.run.dry_run import fresh_model
-from noisescale.run.trials.choice import Choice, alone_seconds, choose
+from noisescale.run.trials.choice import NARROWEST, Choice, alone_seconds, choose
 from noisescale.run.trials.passages import quantities
 from noisescale.run.trials.quantities import TrialEvaluator
 from noisescale.run.trials.stacked.feed import Feed
@@ -225,10 +225,13 @@ class Bench:
         fits = capacity // (workers * route.bytes_per_trial(plans[0].recipe.batch_size))
         widest = max(1, min(fits, -(-len(plans) // workers)))
         evaluator = self._evaluator(plans[0])
-        return choose(
-            self.workload, plans, route, self.feed, evaluator,
-            widest=widest, forced=engine == "stacked",
-        )  # fmt: skip
+        forced = engine == "stacked"
+        try:
+            return choose(
+                self.workload, plans, route, self.feed, evaluator, widest=widest, forced=forced
+            )
+        except Exception:  # noqa: BLE001  whether it ends a trial is for its training to tell
+            return Choice(route=route if forced else None, width=min(widest, NARROWEST))
 
     def _seconds(self, choice: Choice, plan: TrialPlan) -> float:
         """Return seconds per step and trial."""

@@ -82,25 +82,12 @@ def choose(
         evaluator: holds the evaluation data.
         widest: most trials side by side, by memory and by workers.
         forced: stacked whatever one by one takes.
+
+    Raises:
+        Exception: what the workload's code raises, or memory that does not suffice.
     """
     if len(plans) < NARROWEST and not forced:
         return Choice(route=None, width=1)
-    try:
-        return _measured(workload, plans, route, feed, evaluator, widest, forced=forced)
-    except Exception:  # noqa: BLE001  what fails with some trials fails, or not, in training
-        return Choice(route=route if forced else None, width=min(widest, NARROWEST))
-
-
-def _measured(
-    workload: Workload,
-    plans: Sequence[TrialPlan],
-    route: Route,
-    feed: Feed,
-    evaluator: TrialEvaluator,
-    widest: int,
-    *,
-    forced: bool,
-) -> Choice:
     width, stacked = _best_width(workload, plans, route, feed, evaluator, widest)
     sorts, stacked = _sorting(workload, plans, route, feed, evaluator, width, stacked)
     if forced:

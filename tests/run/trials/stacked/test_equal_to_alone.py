@@ -12,6 +12,7 @@ from noisescale.records.trial import TrialPlan
 from noisescale.run.trials.alone import LoneTrial
 from noisescale.run.trials.passages import Passages, quantities
 from noisescale.run.trials.quantities import TrialEvaluator
+from noisescale.run.trials.stacked.chain import ChainNetwork
 from noisescale.run.trials.stacked.columns import Columns
 from noisescale.run.trials.stacked.feed import Feed
 from noisescale.run.trials.stacked.optimizers import make_update
@@ -160,7 +161,8 @@ def test_batches_in_pieces(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> N
     route = routes(workload, chosen[0])["channels"]
     stack = stack_of(workload, route, chosen)
     leaves = [torch.zeros(1, 17, 2), torch.zeros(1, 17)]
-    pieces = list(stack._network._pieces(stack.weights[0], leaves))  # type: ignore[union-attr]
+    assert isinstance(stack._network, ChainNetwork)
+    pieces = list(stack._network._pieces(stack.weights[0], leaves))
     assert [[leaf.shape[1] for leaf in piece] for piece in pieces] == [[6, 6], [6, 6], [5, 5]]
     assert worst_difference(workload, trained(stack), STEPS) < TOLERANCE
 
@@ -170,7 +172,8 @@ def test_a_batch_that_fits_is_one_piece() -> None:
     chosen = plans(one_order=True)
     stack = stack_of(workload, routes(workload, chosen[0])["channels"], chosen)
     leaves = [torch.zeros(1, 70, 2)]
-    assert list(stack._network._pieces(stack.weights[0], leaves)) == [leaves]  # type: ignore[union-attr]
+    assert isinstance(stack._network, ChainNetwork)
+    assert list(stack._network._pieces(stack.weights[0], leaves)) == [leaves]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])

@@ -257,8 +257,11 @@ def _same_slopes(
 
 
 def _same_values(
-    plain: tuple[dict[str, float], float], stacked: tuple[dict[str, float], float], dtype: Any
+    plain: tuple[dict[str, float], float],
+    stacked: tuple[dict[str, float], float],
+    dtype: torch.dtype,
 ) -> bool:
+    """Whether values by name, and the loss beside them, agree but for rounding."""
     names, share = plain[0], TOLERANCE.get(dtype, TOLERANCE_ELSEWHERE)
     pairs = [(stacked[0][name], names[name]) for name in names] + [(stacked[1], plain[1])]
     return all(abs(ours - theirs) <= share * abs(theirs) + 1e-6 for ours, theirs in pairs)
